@@ -1,0 +1,144 @@
+"""Asset records: what was begun in the backend, written down before it was begun.
+
+A record lies beside the assets and outside all of them: a fresh volume is empty, and a tenant must
+not be able to forge one. It is ``provisioning`` from before the first change to the backend until
+the library has saved the PersistentVolume, and ``published`` from then on. After a crash a
+``provisioning`` record is what tells an abandoned asset from a foreign one.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from external_storage.logs import get_logger
+
+log = get_logger(__name__)
+
+_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?", re.ASCII)
+_SUFFIX = ".json"
+
+
+class AssetState(StrEnum):
+    """How far the asset of a record has come."""
+
+    PROVISIONING = "provisioning"
+    PUBLISHED = "published"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AssetRecord:
+    """One record; its file is JSON with these keys."""
+
+    name: str
+    """The volume's name, also the file's."""
+    state: AssetState
+    owner: str
+    """The provisioner instance that made the asset."""
+    claim_uid: str
+    details: dict[str, Any] = field(default_factory=dict)
+    """What the provisioner needs to find and remove the asset; JSON values only."""
+
+
+class DamagedRecord(Exception):
+    """A record file that cannot be read as one; it is left where it is."""
+
+
+class AssetRecords:
+    """The records in one directory; every change is on disk when the method returns.
+
+    Safe to use from several threads for different names; the library never works one name twice
+    at the same time.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        """``directory`` is made if missing, readable by us alone."""
+        self._directory = directory
+        self._temporary = directory.with_name(directory.name + ".tmp")
+        for path in (directory, self._temporary):
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for left_over in self._temporary.iterdir():
+            left_over.unlink()
+
+    def begin(
+        self, name: str, *, owner: str, claim_uid: str, details: dict[str, Any]
+    ) -> AssetRecord:
+        """Write down that the asset ``name`` is about to be made; replaces an earlier record."""
+        record = AssetRecord(
+            name=name,
+            state=AssetState.PROVISIONING,
+            owner=owner,
+            claim_uid=claim_uid,
+            details=details,
+        )
+        self._write(record)
+        return record
+
+    def publish(self, name: str) -> None:
+        """The volume has been saved; no effect without a record or when it is published already."""
+        record = self.get(name)
+        if record is not None and record.state is not AssetState.PUBLISHED:
+            self._write(replace(record, state=AssetState.PUBLISHED))
+
+    def get(self, name: str) -> AssetRecord | None:
+        """The record of ``name``; ``DamagedRecord`` if its file cannot be read as one."""
+        path = self._path(name)
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            return None
+        try:
+            record = msgspec.json.decode(data, type=AssetRecord)
+        except msgspec.DecodeError as error:
+            raise DamagedRecord(f"{path}: {error}") from error
+        if record.name != name:
+            raise DamagedRecord(f"{path}: is the record of {record.name!r}")
+        return record
+
+    def forget(self, name: str) -> None:
+        """The asset is gone; a missing record is a success."""
+        self._path(name).unlink(missing_ok=True)
+        _fsync_directory(self._directory)
+
+    def all(self) -> list[AssetRecord]:
+        """Every readable record, by name; a damaged one is logged and left alone."""
+        records = []
+        for path in sorted(self._directory.glob(f"*{_SUFFIX}")):
+            try:
+                record = self.get(path.name.removesuffix(_SUFFIX))
+            except (DamagedRecord, ValueError) as error:
+                log.error("asset record cannot be read", error=str(error))
+                continue
+            if record is not None:
+                records.append(record)
+        return records
+
+    def _path(self, name: str) -> Path:
+        if not _NAME.fullmatch(name):
+            raise ValueError(f"{name!r} is not a volume name")
+        return self._directory / f"{name}{_SUFFIX}"
+
+    def _write(self, record: AssetRecord) -> None:
+        path = self._path(record.name)
+        # Written beside the directory and renamed in: a reader never sees half a record.
+        temporary = self._temporary / path.name
+        with temporary.open("wb") as file:
+            file.write(msgspec.json.encode(record))
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        _fsync_directory(self._directory)
+
+
+def _fsync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

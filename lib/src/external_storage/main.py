@@ -1,0 +1,146 @@
+"""``run()``: from the command line to a running provisioner, and to its exit code."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from enum import Enum
+from types import FrameType
+from typing import Any, NoReturn
+
+import click
+
+from external_storage import logs
+from external_storage.fields import FieldInfo, Problems, to_text
+from external_storage.kube import auth
+from external_storage.kube.errors import ConfigError
+from external_storage.logs import get_logger
+from external_storage.manager import Manager
+from external_storage.provisioner import Provisioner
+from external_storage.settings import Settings
+
+log = get_logger(__name__)
+
+EXIT_OK = 0
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+
+
+def run(
+    provisioner_type: type[Provisioner[Any, Any]],
+    *,
+    name: str,
+    argv: Sequence[str] | None = None,
+) -> NoReturn:
+    """Run a provisioner until SIGTERM or SIGINT, then drain its work and exit the process.
+
+    Args:
+        provisioner_type: the author's class; its settings become flags and environment variables.
+        name: the provisioner name, unless ``--provisioner-name`` gives another one.
+        argv: arguments without the program's name; the process's own by default.
+
+    Exit codes: 0 after a clean stop, 1 when something failed, 2 when settings are wrong (all of
+    what is wrong is listed).
+    """
+    command = build_command(provisioner_type, name=name)
+    try:
+        result = command.main(args=argv, standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.Abort:
+        sys.exit(EXIT_FAILED)
+    sys.exit(result if isinstance(result, int) else EXIT_OK)
+
+
+def build_command(provisioner_type: type[Provisioner[Any, Any]], *, name: str) -> click.Command:
+    """The click command of a provisioner; its options are the fields of its settings."""
+    settings_type = provisioner_type.settings_type
+
+    def callback(**given: str | None) -> int:
+        texts = {"provisioner_name": name}
+        texts |= {key: value for key, value in given.items() if value is not None}
+        try:
+            settings = settings_type.from_texts(texts)
+        except Problems as error:
+            for problem in error.problems:
+                click.echo(f"error: {problem}", err=True)
+            return EXIT_USAGE
+        logs.configure(level=settings.log_level, format=settings.log_format)
+        return serve(provisioner_type, settings)
+
+    return click.Command(
+        name=None,
+        callback=callback,
+        params=[_option(info, name) for info in settings_type.fields()],
+        help=provisioner_type.__doc__,
+        context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
+    )
+
+
+def serve(provisioner_type: type[Provisioner[Any, Any]], settings: Settings) -> int:
+    """Run with checked settings until a signal comes; returns the exit code."""
+    stopping = threading.Event()
+    with _signals(stopping):
+        try:
+            config = auth.load(kubeconfig=settings.kubeconfig, master=settings.master)
+            manager = Manager.for_provisioner(provisioner_type, settings, config)
+            log.info("starting", provisioner=settings.provisioner_name, server=config.server)
+            manager.start()
+        except (ConfigError, OSError) as error:
+            log.error("cannot start", error=str(error))
+            return EXIT_FAILED
+        except Exception:
+            log.exception("cannot start")
+            return EXIT_FAILED
+        stopping.wait()
+        log.info("stopping")
+        clean = manager.stop()
+    log.info("stopped", clean=clean)
+    return EXIT_OK if clean else EXIT_FAILED
+
+
+class _signals:  # noqa: N801  (reads as a statement)
+    """SIGTERM and SIGINT set an event; a second one ends the process at once."""
+
+    def __init__(self, stopping: threading.Event) -> None:
+        self._stopping = stopping
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._before[number] = signal.signal(number, self._handle)
+
+    def __exit__(self, *_exc: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
+        if self._stopping.is_set():
+            os._exit(128 + number)
+        self._stopping.set()
+
+
+def _option(info: FieldInfo, name: str) -> click.Option:
+    # Every option is taken as text: the settings convert them all and report all problems at once.
+    default = name if info.name == "provisioner_name" else to_text(info.default)
+    return click.Option(
+        [info.flag],
+        type=str,
+        envvar=info.env,
+        required=False,
+        default=None,
+        show_default="required" if info.required else default or "none",
+        show_envvar=True,
+        help=info.doc,
+        metavar=_metavar(info),
+    )
+
+
+def _metavar(info: FieldInfo) -> str:
+    if isinstance(info.type, type) and issubclass(info.type, Enum):
+        return "|".join(str(member.value) for member in info.type)
+    return str(getattr(info.type, "__name__", "TEXT")).upper()

@@ -1,0 +1,138 @@
+"""Everything a running provisioner is made of, started in order and stopped in reverse."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Self
+
+from external_storage.controller import ProvisionController
+from external_storage.events import EventRecorder
+from external_storage.health import Health, HealthServer
+from external_storage.kube.auth import ClientConfig
+from external_storage.kube.client import Client
+from external_storage.logs import get_logger
+from external_storage.metrics import Metrics
+from external_storage.provisioner import Context, Provisioner
+from external_storage.settings import Settings
+
+log = get_logger(__name__)
+
+_EVENTS_FLUSH_S = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    name: str
+    start: Callable[[], None]
+    stop: Callable[[float], object]
+
+
+class Manager:
+    """Starts and stops parts together; use it as a context manager, or ``start`` and ``stop``.
+
+    ``stop`` is given the seconds it may take, and shares them out as it goes.
+    """
+
+    def __init__(self, *, stop_timeout_s: float = 25.0) -> None:
+        self._stop_timeout_s = stop_timeout_s
+        self._parts: list[_Part] = []
+        self._started: list[_Part] = []
+
+    @classmethod
+    def for_provisioner(
+        cls,
+        provisioner_type: type[Provisioner[Any, Any]],
+        settings: Settings,
+        config: ClientConfig,
+    ) -> Self:
+        """A controller for one provisioner with its client, events, health and metrics.
+
+        Raises:
+            OSError: the HTTP endpoint's address cannot be had.
+        """
+        manager = cls(stop_timeout_s=settings.shutdown_timeout)
+        metrics = Metrics()
+        agent = f"external-storage/{settings.provisioner_name}"
+        client = Client(config, user_agent=agent, observer=metrics.observe_request)
+        events = EventRecorder(
+            client, settings.provisioner_name, on_drop=metrics.events_dropped.inc
+        )
+        context = Context(name=settings.provisioner_name, namespace=config.namespace, client=client)
+        provisioner = provisioner_type(settings, context)
+        controller = ProvisionController(
+            client, provisioner, settings, events=events, metrics=metrics
+        )
+        address = settings.http_address()
+        if address is not None:
+            server = HealthServer(
+                address,
+                _health(provisioner, controller),
+                metrics=metrics.render,
+                metrics_path=settings.metrics_path,
+            )
+            manager.add("health", server.start, lambda _: server.stop())
+        manager.add("client", _nothing, lambda _: client.close())
+        manager.add("provisioner", provisioner.start, lambda _: provisioner.stop())
+        manager.add("events", events.start, lambda left: events.stop(min(left, _EVENTS_FLUSH_S)))
+        manager.add("controller", controller.start, controller.stop)
+        return manager
+
+    def add(self, name: str, start: Callable[[], None], stop: Callable[[float], object]) -> None:
+        """Add a part; it is started after, and stopped before, those added earlier.
+
+        ``stop`` is called with the seconds left; False from it says that work was cut off.
+        """
+        self._parts.append(_Part(name, start, stop))
+
+    def start(self) -> None:
+        """Start all parts; if one fails, stop those already started and raise its error."""
+        for part in self._parts:
+            self._started.append(part)
+            try:
+                part.start()
+            except BaseException:
+                log.error("a part could not be started", part=part.name)
+                self.stop()
+                raise
+
+    def stop(self) -> bool:
+        """Stop what was started, the last first; False if some work was cut off."""
+        deadline = time.monotonic() + self._stop_timeout_s
+        clean = True
+        while self._started:
+            part = self._started.pop()
+            try:
+                result = part.stop(max(deadline - time.monotonic(), 0.0))
+            except Exception:
+                log.exception("stopping a part failed", part=part.name)
+                result = False
+            clean = clean and result is not False
+        return clean
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.stop()
+
+
+def _nothing() -> None:
+    return None
+
+
+def _health(provisioner: Provisioner[Any, Any], controller: ProvisionController) -> Health:
+    """Readiness follows the data path where there is one, else the first sync."""
+    has_data_path = type(provisioner).data_path is not Provisioner.data_path
+    syncing = {"sync": controller.syncing}
+    return Health(
+        alive={"informers": controller.dead},
+        ready={"data-path": provisioner.data_path} if has_data_path else syncing,
+        notes={
+            **syncing,
+            "api": controller.disconnected,
+            "backend": controller.paused,
+        },
+    )

@@ -1,0 +1,82 @@
+"""Metrics: the names and labels of the Go library, and what it left out.
+
+Each set has a registry of its own, so that several controllers can live in one process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+# The Go library's buckets end at 10 s; storage back ends take longer than that.
+BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+
+
+class Metrics:
+    """The metrics of one controller."""
+
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        self.registry = registry or CollectorRegistry()
+        claims, volumes = "controller_persistentvolumeclaim", "controller_persistentvolume"
+        by_source, by_class = ("class", "source"), ("class",)
+        self.provisioned = self._counter(f"{claims}_provision", "Claims provisioned", by_source)
+        self.provision_failed = self._counter(
+            f"{claims}_provision_failed", "Tries to provision a claim that failed", by_source
+        )
+        self.provision_seconds = self._histogram(
+            f"{claims}_provision_duration_seconds", "Duration of successful tries", by_source
+        )
+        self.claim_age_seconds = self._histogram(
+            f"{claims}_age_at_provision_seconds",
+            "Age of a claim when its volume was saved",
+            by_class,
+        )
+        self.deleted = self._counter(f"{volumes}_delete", "Volumes deleted", by_class)
+        self.delete_failed = self._counter(
+            f"{volumes}_delete_failed", "Tries to delete a volume that failed", by_class
+        )
+        self.delete_seconds = self._histogram(
+            f"{volumes}_delete_duration_seconds", "Duration of successful deletes", by_class
+        )
+        self.api_requests = self._counter(
+            "external_storage_api_requests",
+            "Requests to the API server",
+            ("verb", "resource", "code"),
+        )
+        self.events_dropped = self._counter(
+            "external_storage_events_dropped", "Events that could not be written", ()
+        )
+        self.paused = Gauge(
+            "external_storage_paused",
+            "1 while the backend keeps us from taking work",
+            registry=self.registry,
+        )
+
+    def observe_request(self, verb: str, resource: str, code: str, _seconds: float) -> None:
+        """The client's observer."""
+        self.api_requests.labels(verb, resource, code).inc()
+
+    def gauge(self, name: str, help: str, read: Callable[[], float]) -> None:
+        """A gauge whose value is asked for when the metrics are read."""
+        self.registry.register(_Asked(name, help, read))
+
+    def render(self) -> bytes:
+        """The text format of Prometheus."""
+        return generate_latest(self.registry)
+
+    def _counter(self, name: str, help: str, labels: tuple[str, ...]) -> Counter:
+        return Counter(name, help, labels, registry=self.registry)
+
+    def _histogram(self, name: str, help: str, labels: tuple[str, ...]) -> Histogram:
+        return Histogram(name, help, labels, buckets=BUCKETS, registry=self.registry)
+
+
+class _Asked(Collector):
+    def __init__(self, name: str, help: str, read: Callable[[], float]) -> None:
+        self._name, self._help, self._read = name, help, read
+
+    def collect(self) -> Iterable[GaugeMetricFamily]:
+        yield GaugeMetricFamily(self._name, self._help, value=self._read())

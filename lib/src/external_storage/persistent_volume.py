@@ -1,0 +1,105 @@
+"""From what an author returned to the PersistentVolume that is saved.
+
+The author says where the data is; everything the claim and its class decide is set here, once for
+all provisioners, and a volume that would not match its claim is refused.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from external_storage.kube import quantity
+from external_storage.kube.names import (
+    ANN_BETA_STORAGE_CLASS,
+    ANN_GID,
+    ANN_PROVISIONED_BY,
+    FINALIZER,
+    POLICY_DELETE,
+)
+from external_storage.kube.types import PersistentVolume, PersistentVolumeClaim
+from external_storage.parameters import Parameters
+from external_storage.provisioner import ProvisionedVolume, ProvisionRequest
+
+# Set by the library from the claim and the class; an author who returns one of them is mistaken.
+_OURS = frozenset(
+    {
+        "accessModes",
+        "capacity",
+        "claimRef",
+        "mountOptions",
+        "nodeAffinity",
+        "persistentVolumeReclaimPolicy",
+        "storageClassName",
+        "volumeAttributesClassName",
+        "volumeMode",
+    }
+)
+
+
+class UnfitVolume(Exception):
+    """What the author returned cannot become the volume of this claim: a defect of theirs."""
+
+
+def build_volume(request: ProvisionRequest[Parameters], made: ProvisionedVolume) -> dict[str, Any]:
+    """The fields of the PersistentVolume for ``request``; ``UnfitVolume`` if it would not match."""
+    _check(request, made)
+    claim, storage_class = request.claim, request.storage_class
+    policy = storage_class.reclaim_policy
+    metadata: dict[str, Any] = {
+        "name": request.volume_name,
+        "labels": dict(made.labels),
+        "annotations": {**made.annotations, ANN_PROVISIONED_BY: storage_class.provisioner},
+    }
+    if made.gid is not None:
+        metadata["annotations"][ANN_GID] = str(made.gid)
+    if policy == POLICY_DELETE:
+        metadata["finalizers"] = [FINALIZER]
+    capacity = request.capacity if made.capacity is None else made.capacity
+    spec: dict[str, Any] = {
+        **made.source,
+        "accessModes": list(claim.spec.access_modes),
+        "capacity": {"storage": quantity.from_bytes(capacity)},
+        "claimRef": claim_reference(claim),
+        "mountOptions": [*made.mount_options, *storage_class.mount_options],
+        "persistentVolumeReclaimPolicy": policy,
+        "storageClassName": class_name(claim),
+        "volumeMode": claim.spec.volume_mode or "Filesystem",
+    }
+    if made.node_affinity is not None:
+        spec["nodeAffinity"] = msgspec.to_builtins(made.node_affinity)
+    return {"metadata": metadata, "spec": spec}
+
+
+def as_volume(fields: dict[str, Any]) -> PersistentVolume:
+    """The typed view of fields that have not been saved."""
+    return msgspec.convert(fields, PersistentVolume)
+
+
+def class_name(claim: PersistentVolumeClaim) -> str:
+    """The class a claim asks for; the annotation of old wins over the field."""
+    annotation = claim.metadata.annotations.get(ANN_BETA_STORAGE_CLASS)
+    return annotation if annotation is not None else claim.spec.storage_class_name or ""
+
+
+def claim_reference(claim: PersistentVolumeClaim) -> dict[str, str]:
+    """The ``claimRef`` that reserves a volume for exactly this claim."""
+    return {
+        "apiVersion": claim.API_VERSION,
+        "kind": claim.KIND,
+        "namespace": claim.namespace,
+        "name": claim.name,
+        "uid": claim.uid,
+        "resourceVersion": claim.metadata.resource_version,
+    }
+
+
+def _check(request: ProvisionRequest[Parameters], made: ProvisionedVolume) -> None:
+    if len(made.source) != 1 or _OURS & made.source.keys():
+        got = ", ".join(sorted(made.source)) or "nothing"
+        raise UnfitVolume(f"the source must be one volume type such as nfs or csi; got {got}")
+    if made.capacity is not None and made.capacity < request.capacity:
+        raise UnfitVolume(
+            f"the volume has {made.capacity} bytes, the claim asks for {request.capacity}"
+        )

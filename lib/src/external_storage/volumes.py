@@ -1,0 +1,219 @@
+"""Volumes: which of them we delete (pure), and doing it; the finalizer."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from external_storage.decision import PROCEED, Decision, skip
+from external_storage.events import EventRecorder
+from external_storage.informer import Lister
+from external_storage.kube.client import STRATEGIC_PATCH, Client
+from external_storage.kube.errors import Conflict, NotFound
+from external_storage.kube.names import (
+    ANN_MIGRATED_TO,
+    ANN_PROVISIONED_BY,
+    FINALIZER,
+    PHASE_BOUND,
+    PHASE_RELEASED,
+    POLICY_DELETE,
+)
+from external_storage.kube.types import PersistentVolume, PersistentVolumeClaim
+from external_storage.logs import get_logger
+from external_storage.metrics import Metrics
+from external_storage.outcome import PAUSE_S, log_failure, paused
+from external_storage.provisioner import Ignored, Provisioner, VolumeInUse
+from external_storage.workqueue import WorkQueue
+
+log = get_logger(__name__)
+
+
+def is_ours(volume: PersistentVolume, provisioner_name: str) -> bool:
+    """Whether the volume was provisioned by, or has been handed over to, this provisioner name."""
+    annotations = volume.metadata.annotations
+    return provisioner_name in (
+        annotations.get(ANN_PROVISIONED_BY),
+        annotations.get(ANN_MIGRATED_TO),
+    )
+
+
+def should_delete(
+    volume: PersistentVolume, claim: PersistentVolumeClaim | None, *, provisioner_name: str
+) -> Decision:
+    """Whether the asset of the volume is to be removed; ``claim`` is the one it was made for."""
+    if not is_ours(volume, provisioner_name):
+        return skip("the volume is another provisioner's")
+    if volume.status.phase != PHASE_RELEASED:
+        return skip("the volume is not released")
+    if volume.spec.persistent_volume_reclaim_policy != POLICY_DELETE:
+        return skip("the reclaim policy keeps the volume")
+    if volume.metadata.deletion_timestamp is not None and not has_finalizer(volume):
+        return skip("the volume is being deleted and nothing of ours is left to do")
+    if claim is not None and still_wanted(volume, claim):
+        return skip("the volume is marked released while its claim still wants it")
+    return PROCEED
+
+
+def still_wanted(volume: PersistentVolume, claim: PersistentVolumeClaim) -> bool:
+    """Whether the very claim that the volume was made for is there and not on its way out."""
+    reference = volume.spec.claim_ref
+    return (
+        reference is not None
+        and claim.uid == reference.uid
+        and claim.metadata.deletion_timestamp is None
+        and claim.spec.volume_name in ("", volume.name)
+    )
+
+
+def has_finalizer(volume: PersistentVolume) -> bool:
+    return FINALIZER in volume.metadata.finalizers
+
+
+def finalizer_change(volume: PersistentVolume) -> bool | None:
+    """True: add the finalizer; False: remove it; None: it is as it should be.
+
+    It keeps a volume that is deleted before its claim until the asset is removed. A volume whose
+    asset we are not to remove must not be held back by it.
+    """
+    deletes = volume.spec.persistent_volume_reclaim_policy == POLICY_DELETE
+    if has_finalizer(volume):
+        return None if deletes else False
+    wanted = (
+        deletes
+        and volume.status.phase == PHASE_BOUND
+        and volume.metadata.deletion_timestamp is None
+    )
+    return True if wanted else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VolumeWork:
+    """Works one volume: keep its finalizer right, and carry a released one to its end.
+
+    Every step of a deletion may be repeated after a crash.
+    """
+
+    name: str
+    provisioner: Provisioner[Any, Any]
+    client: Client
+    queue: WorkQueue[str]
+    claims: Lister[PersistentVolumeClaim]
+    volumes: Lister[PersistentVolume]
+    events: EventRecorder
+    metrics: Metrics
+    clock: Callable[[], float] = time.monotonic
+    _deleted: set[str] = field(default_factory=set)
+    """UIDs of volumes that are gone, though the informer may still show them."""
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def needed(self, volume: PersistentVolume) -> bool:
+        """Whether there is anything to do for the volume in its present state."""
+        decision = should_delete(volume, self.claim_of(volume), provisioner_name=self.name)
+        return decision.proceed or finalizer_change(volume) is not None
+
+    def volume_gone(self, volume: PersistentVolume) -> None:
+        """The informer shows that the volume is gone: no need to remember it."""
+        with self._lock:
+            self._deleted.discard(volume.uid)
+
+    def claim_of(self, volume: PersistentVolume) -> PersistentVolumeClaim | None:
+        """The claim the volume was made for, if the informer still has it."""
+        reference = volume.spec.claim_ref
+        found = self.claims.by_index("uid", reference.uid) if reference else []
+        return found[0] if found else None
+
+    def work(self, name: str) -> None:
+        """Called by a worker with the name of a volume, which may be gone."""
+        volume = self.volumes.get(name)
+        if volume is None or volume.uid in self._deleted:
+            self.queue.forget(name)
+            return
+        claim = self.claim_of(volume)
+        decision = should_delete(volume, claim, provisioner_name=self.name)
+        if not decision.proceed:
+            log.debug("volume left alone", volume=name, reason=decision.reason)
+            self._attempt(volume, lambda: self._keep_finalizer(volume), deleting=False)
+        elif not self.provisioner.may_delete(volume):
+            log.debug("volume left alone", volume=name, reason="it is another instance's")
+            self.queue.forget(name)
+        elif paused(self.provisioner, self.metrics) is not None:
+            self.queue.add_after(name, PAUSE_S)
+        else:
+            self._attempt(volume, lambda: self._delete(volume), deleting=True)
+
+    def _keep_finalizer(self, volume: PersistentVolume) -> None:
+        change = finalizer_change(volume)
+        if change is not None:
+            self._set_finalizer(volume, present=change)
+
+    def _delete(self, volume: PersistentVolume) -> None:
+        """Remove the asset, then the object, then let go of it."""
+        self.provisioner.delete(volume)
+        if volume.metadata.deletion_timestamp is None:
+            try:
+                self.client.delete(PersistentVolume, volume.name, uid=volume.uid)
+            except (NotFound, Conflict):
+                # Gone, or another volume has its name by now: either way this one is no more.
+                self._remember(volume)
+                return
+        if has_finalizer(volume):
+            self._set_finalizer(volume, present=False)
+        self._remember(volume)
+
+    def _set_finalizer(self, volume: PersistentVolume, *, present: bool) -> None:
+        """Add or remove our finalizer without touching those of others; a volume that is gone or
+        replaced needs neither."""
+        key = "finalizers" if present else "$deleteFromPrimitiveList/finalizers"
+        # The UID makes it a precondition: 409 if another object has taken the name.
+        patch = {"metadata": {"uid": volume.uid, key: [FINALIZER]}}
+        try:
+            self.client.patch(PersistentVolume, volume.name, patch, content_type=STRATEGIC_PATCH)
+        except (NotFound, Conflict):
+            return
+
+    def _remember(self, volume: PersistentVolume) -> None:
+        with self._lock:
+            self._deleted.add(volume.uid)
+
+    def _attempt(
+        self, volume: PersistentVolume, call: Callable[[], None], *, deleting: bool
+    ) -> None:
+        started = self.clock()
+        try:
+            call()
+        except Exception as error:
+            self._failed(volume, error, deleting=deleting)
+            return
+        self.queue.forget(volume.name)
+        if deleting:
+            seconds = self.clock() - started
+            labels = volume.spec.storage_class_name
+            log.info("volume deleted", volume=volume.name, seconds=round(seconds, 3))
+            self.metrics.deleted.labels(labels).inc()
+            self.metrics.delete_seconds.labels(labels).observe(seconds)
+
+    def _failed(self, volume: PersistentVolume, error: Exception, *, deleting: bool) -> None:
+        """What each way to fail means for the volume's key, its admin and the metrics."""
+        fields = log.bind(volume=volume.name, attempt=self.queue.failures(volume.name) + 1)
+        if isinstance(error, Ignored):
+            self.queue.forget(volume.name)
+            fields.info("volume ignored", reason=str(error))
+            return
+        delay = self.queue.retry(volume.name)
+        if isinstance(error, VolumeInUse):
+            fields.info("volume in use", reason=str(error))
+            self.events.normal(volume, "VolumeInUse", str(error))
+            return
+        log_failure(fields, "work on a volume failed", error, retry_in_s=delay)
+        if deleting:
+            self.metrics.delete_failed.labels(volume.spec.storage_class_name).inc()
+            text = str(error) or type(error).__name__
+            self.events.warning(volume, "VolumeFailedDelete", text)
+
+
+def index_claim(volume: PersistentVolume) -> tuple[str, ...]:
+    """Index function: volumes by the UID of the claim they were made for."""
+    return (volume.spec.claim_ref.uid,) if volume.spec.claim_ref is not None else ()
