@@ -136,23 +136,28 @@ def build(cls: type, texts: Mapping[str, str], names: Mapping[str, str]) -> Any:
         Problems: with all of them, never only the first.
     """
     problems: list[str] = []
+    bad: set[str] = set()
     values: dict[str, Any] = {}
     for info in fields_of(cls):
         label = names[info.name]
         if info.name not in texts:
             if info.required:
+                bad.add(label)
                 problems.append(f"{label}: must be given")
             continue
         try:
             values[info.name] = convert(info.type, texts[info.name])
         except ValueError as error:
+            bad.add(label)
             problems.append(f"{label}: {error}")
-    if not problems:
+    instance = None
+    if not any(info.required and info.name not in values for info in fields_of(cls)):
+        # Defaults stand in for what could not be read, so that the rest is checked all the same.
         instance = cls(**values)
-        problems = list(instance.validate())
-        if not problems:
-            return instance
-    raise Problems(problems)
+        problems += [p for p in instance.validate() if not any(p.startswith(b) for b in bad)]
+    if problems:
+        raise Problems(problems)
+    return instance
 
 
 def _unwrap(kind: Any) -> tuple[Any, bool]:  # noqa: ANN401

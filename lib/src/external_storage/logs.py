@@ -48,12 +48,19 @@ class Logger:
     def error(self, message: str, **fields: object) -> None:
         self._write(logging.ERROR, message, fields)
 
-    def exception(self, message: str, **fields: object) -> None:
-        """An error line with the traceback of the exception being handled."""
-        self._write(logging.ERROR, message, fields, exc_info=True)
+    def exception(
+        self, message: str, *, exc: BaseException | None = None, **fields: object
+    ) -> None:
+        """An error line with the traceback of ``exc``, by default the one being handled."""
+        self._write(logging.ERROR, message, fields, exc_info=exc or True)
 
     def _write(
-        self, level: int, message: str, fields: Mapping[str, object], *, exc_info: bool = False
+        self,
+        level: int,
+        message: str,
+        fields: Mapping[str, object],
+        *,
+        exc_info: BaseException | bool = False,
     ) -> None:
         if self._logger.isEnabledFor(level):
             merged = {**self._fields, **fields} if self._fields else fields

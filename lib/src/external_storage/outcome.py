@@ -24,6 +24,8 @@ def paused(provisioner: Provisioner[Any, Any], metrics: Metrics) -> str | None:
 
 def log_failure(fields: Logger, message: str, error: Exception, *, retry_in_s: float) -> None:
     """One line for what the contract foresees; a traceback for a defect, for its author."""
-    expected = isinstance(error, (ProvisionerError, KubeError, SaveFailed, UnfitVolume))
-    write = fields.warning if expected else fields.exception
-    write(message, error=str(error), retry_in_s=round(retry_in_s, 1))
+    facts = {"error": str(error), "retry_in_s": round(retry_in_s, 1)}
+    if isinstance(error, (ProvisionerError, KubeError, SaveFailed, UnfitVolume)):
+        fields.warning(message, **facts)
+    else:
+        fields.exception(message, exc=error, **facts)

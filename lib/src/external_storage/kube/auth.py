@@ -24,6 +24,8 @@ SERVICE_ACCOUNT_DIR = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
 # The kubelet replaces a projected token when 80 % of its life (an hour, often less) has passed.
 _TOKEN_MAX_AGE_S = 60.0
+# Asking the official client costs more than a request; it looks at the expiry when it is asked.
+_KUBECONFIG_MAX_AGE_S = 5.0
 
 
 class TokenSource(Protocol):
@@ -196,13 +198,19 @@ class _KubeconfigToken:
     def __init__(self, loaded: Configuration) -> None:
         self._loaded = loaded
         self._lock = threading.Lock()
+        self._token: str | None = None
+        self._asked_at: float | None = None
 
     def token(self) -> str | None:
+        now = time.monotonic()
         with self._lock:
-            header = self._loaded.get_api_key_with_prefix("authorization") or ""
-        scheme, _, token = header.partition(" ")
-        return token if scheme.lower() == "bearer" and token else None
+            if self._asked_at is None or now - self._asked_at >= _KUBECONFIG_MAX_AGE_S:
+                setting = self._loaded.auth_settings().get("BearerToken", {})
+                scheme, _, token = (setting.get("value") or "").partition(" ")
+                self._token = token if scheme.lower() == "bearer" and token else None
+                self._asked_at = now
+            return self._token
 
     def refresh(self) -> None:
-        # The hook of the official client refreshes what it knows to be expired, at the next call.
-        return None
+        with self._lock:
+            self._asked_at = None

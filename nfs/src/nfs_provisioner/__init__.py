@@ -1,0 +1,1 @@
+"""nfs-provisioner: volumes as directories, served by a supervised NFS-Ganesha."""
