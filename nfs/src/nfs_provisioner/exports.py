@@ -98,8 +98,9 @@ class Exports:
         Ganesha or we never knew it.
 
         A live export under the id that serves another directory is left alone. The id stays the
-        volume's: free it (``ExportIds.release``) once nothing durable names it any more. Raises BusUnavailable, Busy or ExportRejected when
-        the file is gone but the export may be live: call again.
+        volume's: free it (``ExportIds.release``) once nothing durable names it any more. Raises
+        BusUnavailable, Busy or ExportRejected when the file is gone but the export may be live:
+        call again.
         """
         with self._lock:
             self._files.delete(name)

@@ -1,0 +1,242 @@
+"""A provisioner under test on the real control plane: ``rig`` starts it, makes claims, waits."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from external_storage import (
+    Manager,
+    Parameters,
+    PersistentVolume,
+    PersistentVolumeClaim,
+    ProvisionedVolume,
+    Provisioner,
+    ProvisionRequest,
+    Settings,
+    StorageClass,
+)
+from external_storage.kube import auth
+from external_storage.kube.client import Client
+from external_storage.kube.errors import KubeError, NotFound
+from external_storage.kube.names import ANN_PROVISIONED_BY
+from external_storage.kube.types import Event
+from external_storage.testing import ControlPlane
+
+LIMIT_S = 60.0
+
+
+class FolderSettings(Settings):
+    """A directory per volume."""
+
+    root: Path = Path("/nowhere")
+
+
+class FolderParameters(Parameters):
+    """One of each kind that matters here."""
+
+    mode: int = 0o770
+    root_squash: bool = False
+
+
+class Folders(Provisioner[FolderSettings, FolderParameters]):
+    """Directories as volumes; a test changes what a call does by setting the hooks."""
+
+    def __init__(self, settings: FolderSettings, context: Any) -> None:
+        super().__init__(settings, context)
+        self.provisioned: list[str] = []
+        self.deleted: list[str] = []
+        self.requests: list[ProvisionRequest[FolderParameters]] = []
+        self.on_provision: Callable[[ProvisionRequest[FolderParameters]], Any] = lambda _: None
+        self.on_delete: Callable[[PersistentVolume], None] = lambda _: None
+        self.trouble: str | None = None
+
+    def provision(self, request: ProvisionRequest[FolderParameters]) -> ProvisionedVolume:
+        self.requests.append(request)
+        self.provisioned.append(request.claim.name)
+        made = self.on_provision(request)
+        path = self.settings.root / request.volume_name
+        path.mkdir(exist_ok=True)
+        if isinstance(made, ProvisionedVolume):
+            return made
+        return ProvisionedVolume(source={"hostPath": {"path": str(path)}})
+
+    def delete(self, volume: PersistentVolume) -> None:
+        self.deleted.append(volume.name)
+        self.on_delete(volume)
+        shutil.rmtree(self.settings.root / volume.name, ignore_errors=True)
+
+    def check(self) -> str | None:
+        return self.trouble
+
+    def assets(self) -> list[str]:
+        return sorted(path.name for path in self.settings.root.iterdir())
+
+
+def wait_until(met: Callable[[], Any], what: str, *, limit_s: float = LIMIT_S) -> Any:
+    """Poll until ``met`` returns something true, and return that."""
+    deadline = time.monotonic() + limit_s
+    while True:
+        result = met()
+        if result:
+            return result
+        if time.monotonic() > deadline:
+            pytest.fail(f"{what}: not within {limit_s:.0f} s")
+        time.sleep(0.05)
+
+
+@dataclass
+class Rig:
+    """One provisioner name, its class of the same base name, and claims in one namespace."""
+
+    plane: ControlPlane
+    api: Client
+    namespace: str
+    root: Path
+    stack: ExitStack
+    name: str = ""
+    provisioner: Folders = field(init=False)
+    manager: Manager = field(init=False)
+
+    def start(self, **settings: str) -> Folders:
+        """A provisioner of our name, running in this process; fast retries unless told."""
+        texts = {
+            "provisioner_name": self.name,
+            "root": str(self.root),
+            "retry_interval_start": "0.1",
+            "retry_interval_max": "2",
+        }
+        checked = FolderSettings.from_texts({**texts, **settings})
+        config = auth.load(kubeconfig=str(self.plane.kubeconfig))
+        built: list[Folders] = []
+
+        class Recorded(Folders):
+            def __init__(self, settings: FolderSettings, context: Any) -> None:
+                super().__init__(settings, context)
+                built.append(self)
+
+        self.manager = Manager.for_provisioner(Recorded, checked, config)
+        self.manager.start()
+        self.stack.callback(self.manager.stop)
+        self.provisioner = built[0]
+        return self.provisioner
+
+    def storage_class(self, name: str = "", **fields: Any) -> str:
+        """Create a class of ours; its name."""
+        name = f"{self.namespace}{name}"
+        body = {"metadata": {"name": name}, "provisioner": self.name, **fields}
+        made = self.api.create(StorageClass, body)
+        self.stack.callback(self._drop_class, made.name)
+        return made.name
+
+    def claim(self, name: str, storage_class: str, **spec: Any) -> PersistentVolumeClaim:
+        annotations = spec.pop("annotations", {})
+        body = {
+            "metadata": {"name": name, "annotations": annotations},
+            "spec": {
+                "accessModes": ["ReadWriteMany"],
+                "storageClassName": storage_class,
+                "resources": {"requests": {"storage": "1Gi"}},
+                **spec,
+            },
+        }
+        return self.api.create(PersistentVolumeClaim, body, namespace=self.namespace)
+
+    def get_claim(self, name: str) -> PersistentVolumeClaim:
+        return self.api.get(PersistentVolumeClaim, name, namespace=self.namespace)
+
+    def bound(self, name: str) -> PersistentVolume:
+        """Wait until the claim is Bound; its volume."""
+
+        def is_bound() -> str:
+            claim = self.get_claim(name)
+            return claim.spec.volume_name if claim.status.phase == "Bound" else ""
+
+        return self.api.get(PersistentVolume, wait_until(is_bound, f"claim {name} is Bound"))
+
+    def delete_claim(self, name: str) -> None:
+        claim = self.get_claim(name)
+        self.api.delete(PersistentVolumeClaim, name, uid=claim.uid, namespace=self.namespace)
+
+    def volumes(self) -> list[PersistentVolume]:
+        """All volumes of our provisioner name."""
+        return [
+            volume
+            for volume in self.api.list_all(PersistentVolume)
+            if volume.metadata.annotations.get(ANN_PROVISIONED_BY) == self.name
+        ]
+
+    def events(self, about: str, reason: str = "") -> list[Event]:
+        """The events of an object, by name and reason."""
+        found = self.api.list_all(Event)
+        return [
+            event
+            for event in found
+            if event.involved_object.name == about
+            and reason in ("", event.reason)
+            and event.source.component == self.name
+        ]
+
+    def wait_event(self, about: str, reason: str) -> Event:
+        found = wait_until(lambda: self.events(about, reason), f"an event {reason} about {about}")
+        event: Event = found[0]
+        return event
+
+    def _drop_class(self, name: str) -> None:
+        try:
+            current = self.api.get(StorageClass, name)
+            self.api.delete(StorageClass, name, uid=current.uid)
+        except NotFound:
+            return
+
+    def clean_up(self) -> None:
+        """Delete the claims, and whatever volumes the provisioner could not."""
+        try:
+            for claim in self.api.list_all(PersistentVolumeClaim, namespace=self.namespace):
+                self.api.delete(
+                    PersistentVolumeClaim, claim.name, uid=claim.uid, namespace=self.namespace
+                )
+        finally:
+            self.stack.close()
+        for volume in self.volumes():
+            try:
+                self.api.patch(PersistentVolume, volume.name, {"metadata": {"finalizers": None}})
+                self.api.delete(PersistentVolume, volume.name, uid=volume.uid)
+            except KubeError:
+                continue
+
+
+@pytest.fixture
+def api(control_plane: ControlPlane) -> Iterator[Client]:
+    """A client with all rights."""
+    client = Client(auth.load(kubeconfig=str(control_plane.kubeconfig)))
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def rig(control_plane: ControlPlane, api: Client, namespace: str, tmp_path: Path) -> Iterator[Rig]:
+    """A provisioner name of this test's own; ``start`` it when the test wants it to run."""
+    root = tmp_path / "volumes"
+    root.mkdir()
+    made = Rig(control_plane, api, namespace, root, ExitStack(), name=f"example.com/{namespace}")
+    try:
+        yield made
+    finally:
+        made.clean_up()
+    leaked = [t.name for t in threading.enumerate() if t.name.startswith(("informer", "claims-"))]
+    assert not leaked, f"threads left after stop: {leaked}"
+
+
+@pytest.fixture
+def until() -> Callable[..., Any]:
+    """``wait_until``, for tests that cannot import this file."""
+    return wait_until
