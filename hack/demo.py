@@ -117,7 +117,7 @@ def nfs(*command: str, text: str | None = None) -> str:
 def write_and_read(server: Server, export: str, work: Path) -> None:
     source = work / "hello.txt"
     source.write_text(TEXT)
-    with step(f"writing {export}/hello.txt over NFS"):
+    with step("writing hello.txt over NFS"):
         nfs("nfs-cp", str(source), server.url(f"{export}/hello.txt"))
     with step("reading it back"):
         if nfs("nfs-cat", server.url(f"{export}/hello.txt")) != TEXT:
@@ -143,9 +143,7 @@ def delete(plane: ControlPlane, server: Server, export: str) -> None:
     name = export.rsplit("/", 1)[1]
     with step("deleting the claim, until its volume is gone"):
         plane.kubectl("delete", "pvc", CLAIM)
-        wait_for(
-            "the volume is gone", lambda: not plane.kubectl("get", "pv", "-o", "name"), server
-        )
+        wait_for("the volume is gone", lambda: not plane.kubectl("get", "pv", "-o", "name"), server)
     with step("the directory is gone"):
         if (server.export_root / name).exists():
             raise DemoFailed(f"{server.export_root / name} is still there")

@@ -116,5 +116,7 @@ need_environment() {
 
 # need_control_plane : etcd and Kubernetes' programs; building them tells how far it is.
 need_control_plane() {
-  say 'control plane' "$("$ENVIRONMENT/bin/python" -m external_storage.testing.binaries)"
+  local place
+  place=$("$ENVIRONMENT/bin/python" -m external_storage.testing.binaries)
+  say 'control plane' "$place"
 }

@@ -103,30 +103,37 @@ class Server:
         """Write a small file with a client of its own."""
         source = self.root / "put.txt"
         source.write_text(text)
-        self._client("nfs-cp", str(source), self.url(path))
+        _run_libnfs("nfs-cp", str(source), self.url(path))
 
     def get(self, path: str) -> str:
-        return self._client("nfs-cat", self.url(path)).stdout
+        return _run_libnfs("nfs-cat", self.url(path)).stdout
 
     def can_list(self, path: str) -> bool:
-        return self._client("nfs-ls", self.url(path), check=False).returncode == 0
+        return _run_libnfs("nfs-ls", self.url(path), check=False).returncode == 0
 
     def processes(self) -> list[int]:
         """Every process that was started for this root, found by its command line."""
         return _processes_with(str(self.config.run_dir))
 
-    def _client(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """Run a libnfs tool. NFS4ERR_GRACE means "ask again": the kernel's client does so by
-        itself, libnfs leaves it to its caller."""
-        deadline = time.monotonic() + _DEADLINE_S
-        while True:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-            if "NFS4ERR_GRACE" not in done.stderr or time.monotonic() > deadline:
-                break
-            time.sleep(0.1)
-        if check:
-            assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
-        return done
+
+def _run_libnfs(*command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run a libnfs tool. NFS4ERR_GRACE means "ask again": the kernel's client does so by
+    itself, libnfs leaves it to its caller."""
+    deadline = time.monotonic() + _DEADLINE_S
+    while True:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        if "NFS4ERR_GRACE" not in done.stderr or time.monotonic() > deadline:
+            break
+        time.sleep(0.1)
+    if check:
+        assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
+    return done
+
+
+@pytest.fixture
+def libnfs() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs a client of a moment: ``libnfs("nfs-cat", url)``."""
+    return _run_libnfs
 
 
 def _processes_with(text: str) -> list[int]:

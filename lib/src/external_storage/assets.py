@@ -8,7 +8,6 @@ the library has saved the PersistentVolume, and ``published`` from then on. Afte
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -17,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from external_storage.durable import replace_file, sync_directory
 from external_storage.logs import get_logger
 
 log = get_logger(__name__)
@@ -60,10 +60,10 @@ class AssetRecords:
     def __init__(self, directory: Path) -> None:
         """``directory`` is made if missing, readable by us alone."""
         self._directory = directory
-        self._temporary = directory.with_name(directory.name + ".tmp")
-        for path in (directory, self._temporary):
+        self._staging = directory.with_name(directory.name + ".tmp")
+        for path in (directory, self._staging):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for left_over in self._temporary.iterdir():
+        for left_over in self._staging.iterdir():
             left_over.unlink()
 
     def begin(
@@ -104,7 +104,7 @@ class AssetRecords:
     def forget(self, name: str) -> None:
         """The asset is gone; a missing record is a success."""
         self._path(name).unlink(missing_ok=True)
-        _fsync_directory(self._directory)
+        sync_directory(self._directory)
 
     def all(self) -> list[AssetRecord]:
         """Every readable record, by name; a damaged one is logged and left alone."""
@@ -126,19 +126,5 @@ class AssetRecords:
 
     def _write(self, record: AssetRecord) -> None:
         path = self._path(record.name)
-        # Written beside the directory and renamed in: a reader never sees half a record.
-        temporary = self._temporary / path.name
-        with temporary.open("wb") as file:
-            file.write(msgspec.json.encode(record))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        _fsync_directory(self._directory)
-
-
-def _fsync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        # Staged beside the directory: whoever lists it never meets half a record.
+        replace_file(path, msgspec.json.encode(record), staging=self._staging / path.name)

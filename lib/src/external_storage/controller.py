@@ -182,8 +182,17 @@ class ProvisionController:
             volumes=len(self._volumes.lister),
             classes=len(self._classes.lister),
         )
+        self._publish_all()
         for workers in self._workers:
             workers.start()
+
+    def _publish_all(self) -> None:
+        """A crash between saving a volume and publishing its record is made good here."""
+        for volume in self._volumes.lister.all():
+            try:
+                self._publish(volume.name)
+            except Exception:
+                log.exception("an asset record cannot be published", volume=volume.name)
 
     def _export_gauges(self) -> None:
         for queue in (self._claim_queue, self._volume_queue):

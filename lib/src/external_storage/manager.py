@@ -59,7 +59,12 @@ class Manager:
         events = EventRecorder(
             client, settings.provisioner_name, on_drop=metrics.events_dropped.inc
         )
-        context = Context(name=settings.provisioner_name, namespace=config.namespace, client=client)
+        context = Context(
+            name=settings.provisioner_name,
+            namespace=config.namespace,
+            client=client,
+            metrics=metrics,
+        )
         provisioner = provisioner_type(settings, context)
         controller = ProvisionController(
             client, provisioner, settings, events=events, metrics=metrics

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 # The Go library's buckets end at 10 s; storage back ends take longer than that.
@@ -63,6 +64,10 @@ class Metrics:
         """A gauge whose value is asked for when the metrics are read."""
         self.registry.register(_Asked(name, help, read))
 
+    def counter(self, name: str, help: str, read: Callable[[], float]) -> None:
+        """As ``gauge``, for a number that only grows; ``_total`` is added to its name."""
+        self.registry.register(_Asked(name, help, read, family=CounterMetricFamily))
+
     def render(self) -> bytes:
         """The text format of Prometheus."""
         return generate_latest(self.registry)
@@ -75,8 +80,15 @@ class Metrics:
 
 
 class _Asked(Collector):
-    def __init__(self, name: str, help: str, read: Callable[[], float]) -> None:
-        self._name, self._help, self._read = name, help, read
+    def __init__(
+        self,
+        name: str,
+        help: str,
+        read: Callable[[], float],
+        *,
+        family: type[GaugeMetricFamily | CounterMetricFamily] = GaugeMetricFamily,
+    ) -> None:
+        self._name, self._help, self._read, self._family = name, help, read, family
 
-    def collect(self) -> Iterable[GaugeMetricFamily]:
-        yield GaugeMetricFamily(self._name, self._help, value=self._read())
+    def collect(self) -> Iterable[Metric]:
+        yield self._family(self._name, self._help, value=self._read())

@@ -28,6 +28,7 @@ from external_storage.kube.types import (
     StorageClass,
     VolumeNodeAffinity,
 )
+from external_storage.metrics import Metrics
 from external_storage.parameters import NoParameters, Parameters
 from external_storage.settings import Settings
 
@@ -130,6 +131,8 @@ class Context:
     """The namespace we run in."""
     client: Client
     """For reads of other objects; volumes and claims are the library's to write."""
+    metrics: Metrics
+    """Where a provisioner adds metrics of its own, in ``start``."""
 
 
 class Provisioner(ABC, Generic[S, P]):

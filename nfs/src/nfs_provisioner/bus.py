@@ -14,14 +14,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
-from jeepney import (  # type: ignore[import-untyped]
+from jeepney import (
     DBusAddress,
     HeaderFields,
     Message,
     MessageType,
     new_method_call,
 )
-from jeepney.auth import BEGIN, Authenticator  # type: ignore[import-untyped]
+from jeepney.auth import BEGIN, Authenticator
 
 BUS_NAME = "org.freedesktop.DBus"
 BUS_DRIVER = DBusAddress("/org/freedesktop/DBus", bus_name=BUS_NAME, interface=BUS_NAME)

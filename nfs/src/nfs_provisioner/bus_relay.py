@@ -27,7 +27,7 @@ import threading
 import time
 from pathlib import Path
 
-from jeepney import (  # type: ignore[import-untyped]
+from jeepney import (
     HeaderFields,
     Message,
     MessageFlag,

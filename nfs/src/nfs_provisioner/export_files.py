@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from external_storage.durable import replace_file, sync_directory
 from external_storage.logs import get_logger
 from nfs_provisioner.directories import check_name
-from nfs_provisioner.durable import replace_file, sync_directory
 from nfs_provisioner.export_ids import LAST_ID, RESERVED_IDS
 
 log = get_logger(__name__)

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any, NoReturn
 
-from jeepney import DBusAddress, new_method_call  # type: ignore[import-untyped]
+from jeepney import DBusAddress, new_method_call
 
 from nfs_provisioner.bus import BusConnection, CallFailed, socket_path
 

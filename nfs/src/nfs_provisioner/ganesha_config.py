@@ -14,7 +14,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from nfs_provisioner.durable import replace_file
+from external_storage.durable import replace_file
 
 LOG_LEVELS = ("FATAL", "MAJ", "CRIT", "WARN", "EVENT", "INFO", "DEBUG", "FULL_DEBUG")
 

@@ -22,10 +22,10 @@ from external_storage import (
     ProvisionRequest,
     get_logger,
 )
+from external_storage.durable import replace_file
 from external_storage.kube.types import Service
 from nfs_provisioner.directories import VolumeDirectories
-from nfs_provisioner.durable import replace_file
-from nfs_provisioner.exportmgr import Busy, BusUnavailable, ExportError, ExportManager
+from nfs_provisioner.exportmgr import BusUnavailable, Busy, ExportError, ExportManager
 from nfs_provisioner.exports import ExportFiles, ExportIds, Exports, Squash
 from nfs_provisioner.ganesha import Ganesha
 from nfs_provisioner.ganesha_config import GaneshaConfig
@@ -74,12 +74,15 @@ class NfsProvisioner(Provisioner[NfsSettings, NfsParameters]):
         self._identity = _identity(self._state_dir)
         records = AssetRecords(self._state_dir / "volumes")
         self.records = records
-        used = {r.name: int(r.details[_EXPORT_ID]) for r in records.all()}
+        # The files too, in case a record cannot be read: its volume keeps its id all the same.
+        used = {export.name: export.export_id for export in self._files.load().values()}
+        used |= {record.name: int(record.details[_EXPORT_ID]) for record in records.all()}
         self._ids = ExportIds(used)
         self._exports = Exports(
             self.settings.export_root, files=self._files, manager=self._manager, ids=self._ids
         )
         self._ganesha.start()
+        self._export_metrics()
         self._exports.reconcile()
         self._trash.start()
         self._started = True
@@ -150,6 +153,24 @@ class NfsProvisioner(Provisioner[NfsSettings, NfsParameters]):
                 claim_uid=request.claim.uid,
                 details={_EXPORT_ID: export_id},
             )
+
+    def _export_metrics(self) -> None:
+        metrics, ganesha = self.context.metrics, self._ganesha
+        metrics.counter(
+            "nfs_provisioner_ganesha_restarts",
+            "How often NFS-Ganesha was started again after it had ended",
+            lambda: ganesha.ganesha_restarts,
+        )
+        metrics.counter(
+            "nfs_provisioner_bus_restarts",
+            "How often dbus-daemon was started again after it had ended",
+            lambda: ganesha.bus_restarts,
+        )
+        metrics.gauge(
+            "nfs_provisioner_exports",
+            "Volumes that have an export id",
+            lambda: len(self._ids.used()),
+        )
 
     def _refuse_foreign(self, volume: PersistentVolume) -> None:
         owner = volume.metadata.annotations.get(PROVISIONER_ID)

@@ -29,8 +29,10 @@ def main() -> int:
     parser.add_argument("--scheduler", action="store_true", help="run kube-scheduler too")
     parser.add_argument("--audit", action="store_true", help="keep an audit log, audit.log")
     options = parser.parse_args()
-    # Both raise in the main thread wherever it is, so that leaving the context clears up.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # Both raise in the main thread wherever it is, so that leaving the context clears up. SIGINT is
+    # set too: a shell script's background job would ignore it.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     try:
         with ControlPlane(scheduler=options.scheduler, audit=options.audit) as running:
             print(_HELP.format(**_facts(running)), flush=True)

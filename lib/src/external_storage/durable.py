@@ -6,18 +6,18 @@ import os
 from pathlib import Path
 
 
-def replace_file(target: Path, text: str, *, staging: Path | None = None) -> None:
-    """Make ``target`` hold ``text``: it has the old content or all of the new, never a part.
+def replace_file(target: Path, content: str | bytes, *, staging: Path | None = None) -> None:
+    """Make ``target`` hold ``content``: it has the old content or all of the new, never a part.
 
-    The text is written to ``staging`` (default: beside the target, same name with ``.tmp``), which
+    It is written to ``staging`` (default: beside the target, same name with ``.tmp``), which
     must be on the target's file system; a left-over from a killed process is overwritten.
     Mode 0600. Raises OSError.
     """
     temporary = staging or target.with_name(target.name + ".tmp")
     temporary.unlink(missing_ok=True)
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
         file.flush()
         os.fsync(file.fileno())
     temporary.rename(target)
