@@ -212,7 +212,7 @@ class _TrashCollector:
     def __init__(self, directories: VolumeDirectories) -> None:
         self._directories = directories
         self._wanted = threading.Event()
-        self._stopping = False
+        self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="trash", daemon=True)
 
     def start(self) -> None:
@@ -224,16 +224,16 @@ class _TrashCollector:
 
     def stop(self) -> None:
         """Does not wait for a big tree: what is left is removed after the next start."""
-        self._stopping = True
+        self._stopping.set()
         self._wanted.set()
         if self._thread.is_alive():
             self._thread.join(1.0)
 
     def _run(self) -> None:
-        while not self._stopping:
+        while not self._stopping.is_set():
             self._wanted.wait(_TRASH_INTERVAL_S)
             self._wanted.clear()
-            if self._stopping:
+            if self._stopping.is_set():
                 return
             try:
                 self._directories.empty_trash()

@@ -13,6 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -143,7 +144,7 @@ class Deployment:
         return sum(float(line.rsplit(" ", 1)[1]) for line in lines if re.match(pattern, line))
 
     def tail(self) -> str:
-        return self.log.read_text(errors="replace")[-6000:]
+        return self.log.read_text(errors="replace")[-60000:]
 
     # -- the cluster
 
@@ -171,11 +172,18 @@ class Deployment:
     def claims(self) -> list[PersistentVolumeClaim]:
         return self.api.list_all(PersistentVolumeClaim, namespace=self.namespace)
 
+    def claims_at_once(self, names: list[str], storage_class: str) -> None:
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda name: self.claim(name, storage_class), names))
+
     def delete_claims(self) -> None:
-        for claim in self.claims():
+        def delete(claim: PersistentVolumeClaim) -> None:
             self.api.delete(
                 PersistentVolumeClaim, claim.name, uid=claim.uid, namespace=self.namespace
             )
+
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(delete, self.claims()))
 
     def volumes(self) -> list[PersistentVolume]:
         return [

@@ -22,8 +22,7 @@ DEPLOY = Path(__file__).parents[2] / "deploy"
 def test_fifty_claims_at_once_become_fifty_exports_and_leave_nothing(deployment: Any) -> None:
     deployment.start()
     storage_class = deployment.storage_class()
-    for number in range(50):
-        deployment.claim(f"claim-{number}", storage_class)
+    deployment.claims_at_once([f"claim-{number}" for number in range(50)], storage_class)
     volumes = deployment.wait_bound(50)
 
     known = deployment.everything()
