@@ -167,7 +167,7 @@ class VolumeWork:
         """Add or remove our finalizer without touching those of others; a volume that is gone or
         replaced needs neither."""
         key = "finalizers" if present else "$deleteFromPrimitiveList/finalizers"
-        # The UID makes it a precondition: 409 if another object has taken the name.
+        # The UID makes it a precondition: Conflict if another object has taken the name.
         patch = {"metadata": {"uid": volume.uid, key: [FINALIZER]}}
         try:
             self.client.patch(PersistentVolume, volume.name, patch, content_type=STRATEGIC_PATCH)

@@ -185,7 +185,7 @@ class Client:
         subresource: str = "",
         content_type: str = MERGE_PATCH,
     ) -> T:
-        """Change one object; put ``metadata.uid`` into the patch to make it a precondition."""
+        """Change one object; with ``metadata.uid`` in the patch, ``Conflict`` if it is another."""
         request = Request(
             method="PATCH",
             path=object_path(kind, namespace=namespace, name=name, subresource=subresource),

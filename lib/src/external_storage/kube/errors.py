@@ -90,12 +90,24 @@ class ServerError(StatusError):
     """5xx: the server's trouble; the request may have been carried out."""
 
 
+class StatusCause(msgspec.Struct, rename="camel"):
+    """One field that an object was refused for."""
+
+    field: str = ""
+    reason: str = ""
+
+
+class StatusDetails(msgspec.Struct, rename="camel"):
+    causes: list[StatusCause] = []
+
+
 class Status(msgspec.Struct, rename="camel"):
     """The ``Status`` object that the API server sends with an error."""
 
     message: str = ""
     reason: str = ""
     code: int = 0
+    details: StatusDetails = msgspec.field(default_factory=StatusDetails)
 
 
 _BY_CODE: dict[int, type[StatusError]] = {
@@ -117,6 +129,9 @@ def from_status(status: Status, *, retry_after_s: float | None = None) -> Status
         kind: type[StatusError] = AlreadyExists
     elif status.reason == "Expired":
         kind = Gone
+    elif any(cause.field == "metadata.uid" for cause in status.details.causes):
+        # A patch whose UID is another object's: refused as a change of an immutable field (422).
+        kind = Conflict
     else:
         default = ServerError if status.code >= 500 else StatusError
         kind = _BY_CODE.get(status.code, default)
