@@ -117,7 +117,9 @@ def test_a_record_is_on_disk_before_its_method_returns(
     assert synced == [("records", False)]
 
 
-@pytest.mark.xfail(strict=True, reason="__init__ never syncs the directory it has made the new in")
+@pytest.mark.xfail(
+    strict=True, reason="__init__ never syncs the parent of the directories it makes"
+)
 def test_a_new_directory_is_on_disk_before_its_first_record(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -162,6 +164,7 @@ def test_a_damaged_record_is_told_and_left_alone(
         GOOD.replace(b"pvc-1", b"\xff"),
         GOOD[:-1] + b',"details":{"a":' + b"[" * 100_000,
     ],
+    ids=["no UTF-8", "too deep"],
 )
 def test_a_record_with_damaged_bytes_is_a_damaged_record(
     records: AssetRecords, directory: Path, data: bytes

@@ -140,12 +140,13 @@ def test_outside_of_a_pod_in_cluster_says_so(account: Path) -> None:
 
 
 def test_a_kubeconfig_gives_server_token_and_namespace(tmp_path: Path) -> None:
-    path = write_kubeconfig(tmp_path / "config", **{"certificate-authority": "/ca.pem"})
+    (tmp_path / "ca.pem").write_text("a certificate")
+    path = write_kubeconfig(tmp_path / "config", **{"certificate-authority": "ca.pem"})
     config = from_kubeconfig(path, environ={})
     assert config.server == "https://one.example:6443"
     assert config.tokens.token() == "secret"
     assert config.namespace == "mine"
-    assert config.ca_file == Path("/ca.pem")
+    assert config.ca_file == tmp_path / "ca.pem"
 
 
 def test_master_replaces_the_server_of_the_kubeconfig(tmp_path: Path) -> None:

@@ -129,6 +129,8 @@ class ProvisionController:
         for workers in self._workers:
             drained &= workers.stop(max(deadline - time.monotonic(), 0.0))
         for informer in self._informers:
+            informer.reflector.stop()
+        for informer in self._informers:
             informer.stop()
         if not drained:
             log.warning("work was still in progress at the end of the shutdown timeout")
@@ -143,7 +145,7 @@ class ProvisionController:
 
     def dead(self) -> str | None:
         """Which informer's thread has ended though it never should, or None."""
-        dead = [i.kind.RESOURCE for i in self._informers if not i.is_alive]
+        dead = [i.kind.RESOURCE for i in self._informers if i.has_ended]
         return f"no longer watching {', '.join(dead)}" if dead else None
 
     def syncing(self) -> str | None:

@@ -61,9 +61,9 @@ class Informer(Generic[T]):
         return self._synced.wait(timeout_s)
 
     @property
-    def is_alive(self) -> bool:
-        """Whether it has been started and its thread still runs."""
-        return self._thread is not None and self._thread.is_alive()
+    def has_ended(self) -> bool:
+        """Whether it has been started and its thread runs no more."""
+        return self._thread is not None and not self._thread.is_alive()
 
     def start(self) -> None:
         name = f"informer-{self.kind.RESOURCE}"
@@ -71,14 +71,11 @@ class Informer(Generic[T]):
         self._thread.start()
 
     def stop(self, timeout_s: float = 5.0) -> None:
+        """End the watch and wait for the thread; several informers: ``reflector.stop`` all first,
+        so that they end at the same time."""
         self.reflector.stop()
         if self._thread is not None:
             self._thread.join(timeout_s)
-
-    def resync(self) -> None:
-        """Replay every object of the store to the handlers; nothing is fetched."""
-        for item in self._store.values():
-            self._tell([Change(item, item)])
 
     # -- the reflector's sink
 
