@@ -230,6 +230,18 @@ def test_a_volume_that_can_never_be_saved_is_undone(rig: Any, until: Until) -> N
     assert not rig.volumes()
 
 
+def test_a_volume_that_does_not_fit_its_claim_is_refused_and_undone(rig: Any) -> None:
+    provisioner = rig.start()
+    provisioner.on_provision = lambda request: ProvisionedVolume(
+        source={"hostPath": {"path": "/x"}}, capacity=request.capacity - 1
+    )
+    rig.claim("data", rig.storage_class())
+    event = rig.wait_event("data", "ProvisioningFailed")
+    assert "the claim asks for 1073741824" in event.message
+    assert provisioner.assets() == []
+    assert not rig.volumes()
+
+
 def test_our_own_volume_of_a_lost_answer_is_adopted(rig: Any) -> None:
     """The create arrived, its answer did not: the next try finds the volume and is done."""
     provisioner = rig.start()

@@ -151,7 +151,6 @@ def test_no_default_is_shown_as_none() -> None:
     assert to_text(("a", Colour.RED)) == "a,red"
 
 
-@pytest.mark.xfail(strict=True, reason="_integer reads 0770 as seven hundred and seventy")
 def test_an_octal_mode_of_old_is_not_taken_for_a_decimal_number() -> None:
     """``mode: "0770"`` in a class: 770 would be 0o1402. Read it as octal or refuse it."""
     try:
@@ -230,7 +229,6 @@ def test_no_field_is_complained_about_twice() -> None:
     assert caught.value.problems == ["--size: 'big' is not a whole number"]
 
 
-@pytest.mark.xfail(strict=True, reason="build drops problems by prefix: --root hides --root-squash")
 def test_a_bad_field_hides_no_problem_of_a_field_whose_name_begins_alike() -> None:
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Alike:

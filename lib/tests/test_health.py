@@ -174,7 +174,6 @@ def test_an_ipv6_address_is_served() -> None:
 
 
 @needs_ipv6
-@pytest.mark.xfail(strict=True, reason="the empty host is bound as 0.0.0.0, for IPv4 alone")
 def test_an_endpoint_without_a_host_is_served_on_every_address() -> None:
     """On an IPv6 cluster the kubelet probes the pod's IPv6 address."""
     with serving(host="") as port:
@@ -182,7 +181,6 @@ def test_an_endpoint_without_a_host_is_served_on_every_address() -> None:
         assert get(port, "/healthz", host="::1")[0] == 200
 
 
-@pytest.mark.xfail(strict=True, reason="socketserver prints the traceback past the log format")
 def test_metrics_that_cannot_be_read_are_a_500_and_no_raw_traceback(
     capfd: pytest.CaptureFixture[str],
 ) -> None:

@@ -137,7 +137,6 @@ def test_configuring_twice_writes_each_line_once(lines: io.StringIO) -> None:
     assert len(lines.getvalue().splitlines()) == 1
 
 
-@pytest.mark.xfail(strict=True, reason="_JsonFormatter lets a field replace level, msg, ts, logger")
 def test_a_field_never_replaces_a_part_of_the_line(lines: io.StringIO) -> None:
     configure(format=LogFormat.JSON, stream=lines)
     log.error("it failed", level="raid5", msg="boom")

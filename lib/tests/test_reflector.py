@@ -179,6 +179,22 @@ def test_another_error_continues_the_watch_after_a_pause(
     assert sink.seen == ["replace ", "changed a"]
 
 
+def test_a_watch_that_ends_as_soon_as_it_began_is_not_asked_for_again_at_once(
+    scripted_api: Api, until: Until, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reflector, "BACKOFF", Backoff(start_s=3600, max_s=3600))
+    scripted_api.lists.append(("7", []))
+    scripted_api.watches.append((200, b""))
+    under_test = Reflector(scripted_api.client, StorageClass, Recorder())
+    thread = threading.Thread(target=under_test.run)
+    thread.start()
+    until(lambda: under_test.failures == 1, "the end counts as a failure")
+    assert scripted_api.asked == ["list", "watch 7"]
+    under_test.stop()
+    thread.join(30)
+    assert not thread.is_alive()
+
+
 def test_a_line_that_makes_no_sense_lists_again(
     scripted_api: Api, run: Callable[[list[str]], Recorder]
 ) -> None:

@@ -102,7 +102,6 @@ def test_a_call_that_raises_is_retried_and_takes_no_worker_along() -> None:
     assert tries == 3
 
 
-@pytest.mark.xfail(strict=True, reason="_call catches Exception: SystemExit ends the worker")
 def test_a_call_that_exits_takes_no_worker_along() -> None:
     """An author's ``sys.exit()`` deep in a library must not stop all work for ever."""
     died, next_key = threading.Event(), threading.Event()
@@ -121,7 +120,6 @@ def test_a_call_that_exits_takes_no_worker_along() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-@pytest.mark.xfail(strict=True, reason="_taken lets the error of Thread.start end the worker")
 def test_a_worker_goes_on_when_no_further_thread_can_be_had(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

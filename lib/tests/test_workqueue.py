@@ -314,7 +314,6 @@ def test_takeable_is_what_get_would_do(clock: Clock) -> None:
     assert not queue.takeable()
 
 
-@pytest.mark.xfail(strict=True, reason="_add ignores the group of a key that is there already")
 def test_a_key_follows_its_claim_into_another_group(clock: Clock) -> None:
     """A claim without a class gets the default class later: it counts for that one from then on."""
     queue: WorkQueue[str] = WorkQueue("test", backoff=BACKOFF, group_limit=1, clock=clock)
@@ -328,7 +327,6 @@ def test_a_key_follows_its_claim_into_another_group(clock: Clock) -> None:
     assert take(queue) is None
 
 
-@pytest.mark.xfail(strict=True, reason="_add does nothing for a key that is ready as a retry")
 def test_a_woken_key_whose_back_off_is_over_counts_as_a_first_try(
     queue: WorkQueue[str], clock: Clock
 ) -> None:

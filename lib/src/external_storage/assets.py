@@ -21,8 +21,9 @@ from external_storage.logs import get_logger
 
 log = get_logger(__name__)
 
-_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?", re.ASCII)
 _SUFFIX = ".json"
+# A file name has at most 255 bytes.
+_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,248}[a-z0-9])?", re.ASCII)
 
 
 class AssetState(StrEnum):
@@ -62,7 +63,7 @@ class AssetRecords:
         self._directory = directory
         self._staging = directory.with_name(directory.name + ".tmp")
         for path in (directory, self._staging):
-            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _make(path)
         for left_over in self._staging.iterdir():
             left_over.unlink()
 
@@ -95,7 +96,7 @@ class AssetRecords:
             return None
         try:
             record = msgspec.json.decode(data, type=AssetRecord)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise DamagedRecord(f"{path}: {error}") from error
         if record.name != name:
             raise DamagedRecord(f"{path}: is the record of {record.name!r}")
@@ -121,10 +122,19 @@ class AssetRecords:
 
     def _path(self, name: str) -> Path:
         if not _NAME.fullmatch(name):
-            raise ValueError(f"{name!r} is not a volume name")
+            raise ValueError(f"{name!r} is not a volume name of at most 250 characters")
         return self._directory / f"{name}{_SUFFIX}"
 
     def _write(self, record: AssetRecord) -> None:
         path = self._path(record.name)
         # Staged beside the directory: whoever lists it never meets half a record.
         replace_file(path, msgspec.json.encode(record), staging=self._staging / path.name)
+
+
+def _make(directory: Path) -> None:
+    """Make a directory with those above it, so that a power cut does not take them away."""
+    if directory.is_dir():
+        return
+    _make(directory.parent)
+    directory.mkdir(mode=0o700, exist_ok=True)
+    sync_directory(directory.parent)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -119,6 +119,7 @@ class ClaimWork:
     events: EventRecorder
     metrics: Metrics
     clock: Callable[[], float] = time.monotonic
+    _told_pause: dict[str, str] = field(default_factory=dict)
 
     def work(self, uid: str) -> None:
         """Called by a worker with the UID of a claim, which may be gone."""
@@ -134,6 +135,7 @@ class ClaimWork:
     def _gone(self, uid: str) -> None:
         self.queue.forget(uid)
         self.store.claim_seen(uid, None)
+        self._told_pause.pop(uid, None)
 
     def _look_at(self, claim: PersistentVolumeClaim) -> None:
         storage_class = self.classes.get(class_name(claim))
@@ -148,9 +150,13 @@ class ClaimWork:
             return
         pause = paused(self.provisioner, self.metrics)
         if pause is not None:
-            self.events.normal(claim, "ProvisioningPaused", f"Waiting: {pause}")
+            if self._told_pause.get(claim.uid) != pause:
+                # Once for each reason and not every few seconds: many claims may be waiting.
+                self._told_pause[claim.uid] = pause
+                self.events.normal(claim, "ProvisioningPaused", f"Waiting: {pause}")
             self.queue.add_after(claim.uid, PAUSE_S)
             return
+        self._told_pause.pop(claim.uid, None)
         self._attempt(claim.uid, claim, lambda: self._provision(claim, storage_class))
 
     def _has_volume(self, claim: PersistentVolumeClaim) -> bool:
@@ -165,7 +171,12 @@ class ClaimWork:
         self.events.normal(claim, "Provisioning", f"{self.name} is making a volume for this claim")
         request = self._request(claim, storage_class)
         made = self.provisioner.provision(request)
-        return self.store.save(claim.uid, build_volume(request, made))
+        try:
+            fields = build_volume(request, made)
+        except UnfitVolume as error:
+            self.store.discard(error.fields)
+            raise
+        return self.store.save(claim.uid, fields)
 
     def _request(
         self, claim: PersistentVolumeClaim, storage_class: StorageClass
@@ -195,13 +206,11 @@ class ClaimWork:
     ) -> None:
         started = self.clock()
         try:
-            volume, error = call(), None
-        except Exception as caught:
-            volume, error = None, caught
-        if error is None:
-            self._succeeded(uid, claim, volume, seconds=self.clock() - started)
-        else:
+            volume = call()
+        except (Exception, SystemExit) as error:
             self._failed(uid, claim, error)
+        else:
+            self._succeeded(uid, claim, volume, seconds=self.clock() - started)
 
     def _succeeded(
         self,
@@ -225,7 +234,7 @@ class ClaimWork:
         self.metrics.claim_age_seconds.labels(labels[0]).observe(_age_s(claim))
         self.events.normal(claim, "ProvisioningSucceeded", f"Volume {volume.name} is ready")
 
-    def _failed(self, uid: str, claim: PersistentVolumeClaim | None, error: Exception) -> None:
+    def _failed(self, uid: str, claim: PersistentVolumeClaim | None, error: BaseException) -> None:
         """What each way to fail means for the claim's key, its user and the metrics."""
         fields = self._fields(uid, claim)
         if isinstance(error, Ignored):
@@ -239,7 +248,7 @@ class ClaimWork:
         if claim is None:
             return
         self.metrics.provision_failed.labels(class_name(claim), _source_kind(claim)).inc()
-        text = str(error) or type(error).__name__
+        text = (str(error) or type(error).__name__).rstrip(".")
         if isinstance(error, (ProvisioningInBackground, Unchanged)):
             self.events.normal(claim, "ProvisioningInProgress", text)
         elif slow:

@@ -124,7 +124,8 @@ class ProvisionController:
         limit = self._settings.shutdown_timeout if timeout_s is None else timeout_s
         deadline = time.monotonic() + limit
         self._stopping.set()
-        self._starter.join()
+        if self._starter.ident is not None:
+            self._starter.join()
         drained = True
         for workers in self._workers:
             drained &= workers.stop(max(deadline - time.monotonic(), 0.0))

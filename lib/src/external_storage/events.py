@@ -7,6 +7,7 @@ volume nothing. An event that repeats raises the count of the one that is there.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import threading
 import time
 from collections import OrderedDict
@@ -81,13 +82,17 @@ class EventRecorder:
         self._thread.start()
 
     def stop(self, timeout_s: float = 5.0) -> None:
-        """Write what is pending, for at most ``timeout_s``."""
+        """Write what is pending, for at most ``timeout_s``; what is left then is dropped."""
+        deadline = time.monotonic() + timeout_s
         self.flush(timeout_s)
         self._stopping.set()
         with self._condition:
+            left, self._pending = list(self._pending.values()), OrderedDict()
             self._condition.notify_all()
+        for entry in left:
+            self._drop(entry, "there was no time left to write it")
         if self._thread.is_alive():
-            self._thread.join(max(timeout_s, 0.1))
+            self._thread.join(max(deadline - time.monotonic(), 0.1))
 
     def flush(self, timeout_s: float) -> bool:
         """Wait until everything recorded so far is written; False if that takes longer."""
@@ -110,7 +115,6 @@ class EventRecorder:
             entry = self._known.get(digest)
             if entry is None:
                 entry = _Entry(_reference(about), kind, reason, message, now, now)
-                entry.name = f"{about.name[:200]}.{digest}"
                 self._known[digest] = entry
             else:
                 entry.count += 1
@@ -124,8 +128,11 @@ class EventRecorder:
             self._condition.notify_all()
 
     def _trim(self) -> None:
-        while len(self._known) > _REMEMBERED:
-            self._known.popitem(last=False)
+        excess = len(self._known) - _REMEMBERED
+        for digest in list(itertools.islice(self._known, max(excess, 0))):
+            # One that waits is kept: its count goes on.
+            if digest not in self._pending:
+                del self._known[digest]
 
     def _run(self) -> None:
         while True:
@@ -176,8 +183,9 @@ class EventRecorder:
         entry.written, entry.tries = count, 0
 
     def _create(self, entry: _Entry, count: int, namespace: str) -> None:
-        # A name must not be taken: ours after a restart, or the expired one's tombstone.
-        entry.name = f"{entry.name.rsplit('.', 1)[0]}.{time.time_ns():x}"
+        # The time makes the name one that nobody has used, in this run or in an earlier one.
+        about = entry.reference.get("name", "")[:200].rstrip("-.")
+        entry.name = f"{about}.{time.time_ns():x}"
         fields = {
             "metadata": {"name": entry.name, "namespace": namespace},
             "involvedObject": entry.reference,
@@ -194,6 +202,7 @@ class EventRecorder:
         self._client.create(Event, fields, namespace=namespace)
 
     def _drop(self, entry: _Entry, why: str) -> None:
+        entry.tries = 0
         log.warning(
             "event dropped", reason=entry.reason, about=entry.reference.get("name"), error=why
         )

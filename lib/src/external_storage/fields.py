@@ -22,6 +22,7 @@ Seconds = NewType("Seconds", float)
 """A duration in seconds; as text a number with a unit (``90s``, ``1h30m``) or without one."""
 
 _DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)(ms|s|m|h))", re.ASCII)
+_LEADING_ZERO = re.compile(r"[+-]?0[0-9_]+", re.ASCII)
 _UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _TRUE = {"true", "t", "1", "yes", "on"}
 _FALSE = {"false", "f", "0", "no", "off"}
@@ -48,6 +49,15 @@ class FieldInfo:
     @property
     def required(self) -> bool:
         return self.default is dataclasses.MISSING
+
+    @property
+    def default_text(self) -> str:
+        """The default as a person would write it; ``required`` where there is none."""
+        if self.required:
+            return "required"
+        if self.type is Seconds:
+            return f"{self.default:g}s"
+        return to_text(self.default)
 
     @property
     def flag(self) -> str:
@@ -154,7 +164,7 @@ def build(cls: type, texts: Mapping[str, str], names: Mapping[str, str]) -> Any:
     if not any(info.required and info.name not in values for info in fields_of(cls)):
         # Defaults stand in for what could not be read, so that the rest is checked all the same.
         instance = cls(**values)
-        problems += [p for p in instance.validate() if not any(p.startswith(b) for b in bad)]
+        problems += [p for p in instance.validate() if not any(p.startswith(f"{b}:") for b in bad)]
     if problems:
         raise Problems(problems)
     return instance
@@ -194,6 +204,9 @@ def _boolean(text: str) -> bool:
 
 
 def _integer(text: str) -> int:
+    if _LEADING_ZERO.fullmatch(text.strip()):
+        # Meant as octal by some and as decimal by others: a wrong guess is a wrong file mode.
+        raise ValueError(f"{text!r} begins with 0: write octal as 0o770, decimal without the 0")
     try:
         return int(text.strip(), 0 if text.strip().lower().startswith(("0o", "0x")) else 10)
     except ValueError:

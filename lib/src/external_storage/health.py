@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from socket import AF_INET, AF_INET6, SO_REUSEADDR, SOL_SOCKET
+from socket import AF_INET6, IPPROTO_IPV6, IPV6_V6ONLY, SO_REUSEADDR, SOL_SOCKET
 from urllib.parse import urlsplit
 
 from external_storage.logs import get_logger
@@ -66,18 +66,34 @@ class HealthServer:
 
 
 def _server(address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> ThreadingHTTPServer:
-    class Server(ThreadingHTTPServer):
-        address_family = AF_INET6 if ":" in address[0] else AF_INET
-        daemon_threads = True
-        allow_reuse_address = True
+    host, port = address
+    if host:
+        return _Server6(address, handler) if ":" in host else _Server((host, port), handler)
+    try:
+        return _Server6(("::", port), handler)
+    except OSError:
+        # A machine without IPv6; if the port itself is the trouble, this says so too.
+        return _Server(("0.0.0.0", port), handler)
 
-        def server_bind(self) -> None:
-            # Not HTTPServer's: that one asks the name server for our name and may wait 5 s for it.
-            self.socket.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
-            self.socket.bind(self.server_address)
-            self.server_address = self.socket.getsockname()
 
-    return Server(address, handler)
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def server_bind(self) -> None:
+        # Not HTTPServer's: that one asks the name server for our name and may wait 5 s for it.
+        self.socket.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
+        if self.address_family == AF_INET6:
+            # "::" takes IPv4 as well, whatever the machine's default is.
+            self.socket.setsockopt(IPPROTO_IPV6, IPV6_V6ONLY, 0)
+        self.socket.bind(self.server_address)
+        self.server_address = self.socket.getsockname()
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        log.debug("a client of the HTTP endpoint went away", client=client_address)
+
+
+class _Server6(_Server):
+    address_family = AF_INET6
 
 
 def _report(checks: Mapping[str, Check]) -> tuple[bool, list[str]]:
@@ -112,9 +128,18 @@ def _handler(
             elif url.path == "/readyz":
                 self._checks(health.ready, {}, verbose=verbose)
             elif url.path == metrics_path:
-                self._answer(200, metrics(), "text/plain; version=0.0.4; charset=utf-8")
+                self._metrics()
             else:
                 self._answer(404, b"not found\n")
+
+        def _metrics(self) -> None:
+            try:
+                body = metrics()
+            except Exception:
+                log.exception("the metrics cannot be read")
+                self._answer(500, b"the metrics cannot be read; see the log\n")
+                return
+            self._answer(200, body, "text/plain; version=0.0.4; charset=utf-8")
 
         def _checks(
             self, decisive: Mapping[str, Check], other: Mapping[str, Check], *, verbose: bool

@@ -118,8 +118,10 @@ class _JsonFormatter(logging.Formatter):
             "level": record.levelname.lower(),
             "logger": record.name,
             "msg": record.getMessage(),
-            **_fields_of(record),
         }
+        for key, value in _fields_of(record).items():
+            # A field must not take the place of what every line has.
+            line[f"{key}_" if key in line else key] = value
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return json.dumps(line, default=str)

@@ -5,16 +5,15 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import threading
 from collections.abc import Sequence
 from enum import Enum
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Self
 
 import click
 
 from external_storage import logs
-from external_storage.fields import FieldInfo, Problems, to_text
+from external_storage.fields import FieldInfo, Problems
 from external_storage.kube import auth
 from external_storage.kube.errors import ConfigError
 from external_storage.logs import get_logger
@@ -77,14 +76,14 @@ def build_command(provisioner_type: type[Provisioner[Any, Any]], *, name: str) -
         callback=callback,
         params=[_option(info, name) for info in settings_type.fields()],
         help=provisioner_type.__doc__,
-        context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
+        context_settings={"help_option_names": ["-h", "--help"]},
+        epilog="In brackets: the environment variable and the default.",
     )
 
 
 def serve(provisioner_type: type[Provisioner[Any, Any]], settings: Settings) -> int:
     """Run with checked settings until a signal comes; returns the exit code."""
-    stopping = threading.Event()
-    with _signals(stopping):
+    with _Signals() as signals:
         try:
             config = auth.load(kubeconfig=settings.kubeconfig, master=settings.master)
             manager = Manager.for_provisioner(provisioner_type, settings, config)
@@ -96,46 +95,55 @@ def serve(provisioner_type: type[Provisioner[Any, Any]], settings: Settings) -> 
         except Exception:
             log.exception("cannot start")
             return EXIT_FAILED
-        stopping.wait()
+        signals.wait()
         log.info("stopping")
         clean = manager.stop()
     log.info("stopped", clean=clean)
     return EXIT_OK if clean else EXIT_FAILED
 
 
-class _signals:  # noqa: N801  (reads as a statement)
-    """SIGTERM and SIGINT set an event; a second one ends the process at once."""
+class _Signals:
+    """Waits for SIGTERM or SIGINT; a second one ends the process at once.
 
-    def __init__(self, stopping: threading.Event) -> None:
-        self._stopping = stopping
+    A pipe and not an Event: a handler that sets an Event while the same thread is about to wait for
+    it can block on the Event's own lock.
+    """
+
+    def __init__(self) -> None:
+        self._read, self._write = os.pipe()
+        self._received = False
         self._before: dict[int, Any] = {}
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> Self:
         for number in (signal.SIGTERM, signal.SIGINT):
             self._before[number] = signal.signal(number, self._handle)
+        return self
 
     def __exit__(self, *_exc: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        os.close(self._read)
+        os.close(self._write)
+
+    def wait(self) -> None:
+        os.read(self._read, 1)
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
-        if self._stopping.is_set():
+        if self._received:
             os._exit(128 + number)
-        self._stopping.set()
+        self._received = True
+        os.write(self._write, b"x")
 
 
 def _option(info: FieldInfo, name: str) -> click.Option:
     # Every option is taken as text: the settings convert them all and report all problems at once.
-    default = name if info.name == "provisioner_name" else to_text(info.default)
+    default = name if info.name == "provisioner_name" else info.default_text
     return click.Option(
         [info.flag],
         type=str,
         envvar=info.env,
-        required=False,
         default=None,
-        show_default="required" if info.required else default or "none",
-        show_envvar=True,
-        help=info.doc,
+        help=f"{info.doc}  [{info.env}; {default or 'none'}]",
         metavar=_metavar(info),
     )
 

@@ -20,6 +20,8 @@ from external_storage.settings import Settings
 log = get_logger(__name__)
 
 _EVENTS_FLUSH_S = 3.0
+# Also when the work has used up all the time: the last events tell what was cut off.
+_EVENTS_LEAST_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +82,11 @@ class Manager:
             manager.add("health", server.start, lambda _: server.stop())
         manager.add("client", _nothing, lambda _: client.close())
         manager.add("provisioner", provisioner.start, lambda _: provisioner.stop())
-        manager.add("events", events.start, lambda left: events.stop(min(left, _EVENTS_FLUSH_S)))
+        manager.add(
+            "events",
+            events.start,
+            lambda left: events.stop(max(min(left, _EVENTS_FLUSH_S), _EVENTS_LEAST_S)),
+        )
         manager.add("controller", controller.start, controller.stop)
         return manager
 
@@ -92,7 +98,7 @@ class Manager:
         self._parts.append(_Part(name, start, stop))
 
     def start(self) -> None:
-        """Start all parts; if one fails, stop those already started and raise its error."""
+        """Start all parts; if one fails, stop it and those before it and raise its error."""
         for part in self._parts:
             self._started.append(part)
             try:

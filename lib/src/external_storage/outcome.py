@@ -22,7 +22,7 @@ def paused(provisioner: Provisioner[Any, Any], metrics: Metrics) -> str | None:
     return reason
 
 
-def log_failure(fields: Logger, message: str, error: Exception, *, retry_in_s: float) -> None:
+def log_failure(fields: Logger, message: str, error: BaseException, *, retry_in_s: float) -> None:
     """One line for what the contract foresees; a traceback for a defect, for its author."""
     facts = {"error": str(error), "retry_in_s": round(retry_in_s, 1)}
     if isinstance(error, (ProvisionerError, KubeError, SaveFailed, UnfitVolume)):

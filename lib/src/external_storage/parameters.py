@@ -6,10 +6,11 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Self, dataclass_transform
 
-from external_storage.fields import FieldInfo, Problems, build, fields_of
+from external_storage.fields import Problems, build, fields_of
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Parameters:
     """Base of a provisioner's class parameters.
 
@@ -33,7 +34,7 @@ class Parameters:
             Problems: unknown keys (with the keys allowed), keys given twice, bad values; all at
                 once.
         """
-        known = {info.parameter.lower(): info for info in _fields(cls)}
+        known = {info.parameter.lower(): info for info in fields_of(cls)}
         texts: dict[str, str] = {}
         problems: list[str] = []
         for key, value in parameters.items():
@@ -59,10 +60,6 @@ class Parameters:
     def validate(self) -> Iterable[str]:
         """What is wrong with the values together, a sentence for each problem; override it."""
         return ()
-
-
-def _fields(cls: type[Parameters]) -> tuple[FieldInfo, ...]:
-    return fields_of(cls) if dataclasses.is_dataclass(cls) else ()
 
 
 class NoParameters(Parameters):

@@ -6,7 +6,7 @@ all provisioners, and a volume that would not match its claim is refused.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 import msgspec
 
@@ -39,12 +39,18 @@ _OURS = frozenset(
 
 
 class UnfitVolume(Exception):
-    """What the author returned cannot become the volume of this claim: a defect of theirs."""
+    """What the author returned cannot become the volume of this claim: a defect of theirs.
+
+    ``fields`` is what the volume would have been, for undoing the asset.
+    """
+
+    def __init__(self, text: str, fields: dict[str, Any]) -> None:
+        super().__init__(text)
+        self.fields = fields
 
 
 def build_volume(request: ProvisionRequest[Parameters], made: ProvisionedVolume) -> dict[str, Any]:
     """The fields of the PersistentVolume for ``request``; ``UnfitVolume`` if it would not match."""
-    _check(request, made)
     claim, storage_class = request.claim, request.storage_class
     policy = storage_class.reclaim_policy
     metadata: dict[str, Any] = {
@@ -69,7 +75,11 @@ def build_volume(request: ProvisionRequest[Parameters], made: ProvisionedVolume)
     }
     if made.node_affinity is not None:
         spec["nodeAffinity"] = msgspec.to_builtins(made.node_affinity)
-    return {"metadata": metadata, "spec": spec}
+    fields = {"metadata": metadata, "spec": spec}
+    unfit = _why_unfit(request, made)
+    if unfit is not None:
+        raise UnfitVolume(unfit, fields)
+    return fields
 
 
 def as_volume(fields: dict[str, Any]) -> PersistentVolume:
@@ -95,11 +105,19 @@ def claim_reference(claim: PersistentVolumeClaim) -> dict[str, str]:
     }
 
 
-def _check(request: ProvisionRequest[Parameters], made: ProvisionedVolume) -> None:
+def _why_unfit(request: ProvisionRequest[Parameters], made: ProvisionedVolume) -> str | None:
+    """Why what the author returned cannot become the volume of this claim, or None."""
     if len(made.source) != 1 or _OURS & made.source.keys():
         got = ", ".join(sorted(made.source)) or "nothing"
-        raise UnfitVolume(f"the source must be one volume type such as nfs or csi; got {got}")
+        return f"the source must be one volume type such as nfs or csi; got {got}"
     if made.capacity is not None and made.capacity < request.capacity:
-        raise UnfitVolume(
-            f"the volume has {made.capacity} bytes, the claim asks for {request.capacity}"
-        )
+        return f"the volume has {made.capacity} bytes, the claim asks for {request.capacity}"
+    try:
+        msgspec.json.encode(made.source, enc_hook=_refuse)
+    except TypeError as error:
+        return f"the source cannot be written as JSON: {error}"
+    return None
+
+
+def _refuse(value: object) -> NoReturn:
+    raise TypeError(f"{value!r} is a {type(value).__name__}")

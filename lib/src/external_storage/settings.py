@@ -31,10 +31,10 @@ class Settings:
     """Name this provisioner answers to: the `provisioner` of its classes."""
 
     kubeconfig: str | None = None
-    """Kubeconfig to use; without it the pod's own credentials, then $KUBECONFIG."""
+    """Kubeconfig to use; without one the pod's own credentials, then ~/.kube/config."""
 
     master: str | None = None
-    """Address of the API server, in place of the one in the kubeconfig."""
+    """Address of the API server, in place of the one found."""
 
     worker_threads: int = 4
     """Claims of one class worked at the same time, and volumes of one class deleted at the same

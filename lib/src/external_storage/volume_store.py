@@ -22,6 +22,7 @@ from external_storage.kube.errors import (
     Invalid,
     KubeError,
     NotFound,
+    StatusError,
 )
 from external_storage.kube.names import ANN_PROVISIONED_BY
 from external_storage.kube.types import PersistentVolume, PersistentVolumeClaim
@@ -68,23 +69,35 @@ class VolumeStore:
             self._unsaved[claim_uid] = fields
         try:
             volume = self._client.create(PersistentVolume, fields)
-        except AlreadyExists:
-            volume = self._adopt(claim_uid, fields)
+        except AlreadyExists as error:
+            volume = self._adopt(claim_uid, fields, error)
         except (Invalid, BadRequest) as error:
-            self._undo_unsaved(claim_uid, fields)
-            raise Infeasible(f"the volume cannot be saved: {error}") from error
+            # An admission plugin may refuse even a volume that an earlier try of ours has saved.
+            volume = self._adopt(claim_uid, fields, error)
         except KubeError as error:
             raise SaveFailed(f"saving volume {fields['metadata']['name']}: {error}") from error
         with self._lock:
             self._unsaved.pop(claim_uid, None)
             self._doubtful.discard(claim_uid)
             self._saved[claim_uid] = volume.name
-        self._on_saved(volume.name)
+        try:
+            self._on_saved(volume.name)
+        except Exception:
+            # The volume is saved whatever becomes of its record; the next start publishes it.
+            log.exception("an asset record cannot be published", volume=volume.name)
         return volume
 
     def save_again(self, claim_uid: str) -> PersistentVolume:
         """Try once more to save the volume of an earlier ``save`` that failed."""
         return self.save(claim_uid, self._unsaved[claim_uid])
+
+    def discard(self, fields: dict[str, Any]) -> None:
+        """Undo an asset whose volume we ourselves refuse to save; a failure is only logged, for
+        the next try of the claim makes or finds the asset again."""
+        try:
+            self._undo(as_volume(fields))
+        except Exception:
+            log.exception("undoing an unfit volume failed", volume=fields["metadata"]["name"])
 
     def has_unsaved(self, claim_uid: str) -> bool:
         return claim_uid in self._unsaved
@@ -129,13 +142,21 @@ class VolumeStore:
 
     # -- inside
 
-    def _adopt(self, claim_uid: str, fields: dict[str, Any]) -> PersistentVolume:
-        """The volume of that name, if it is the one we meant to save."""
+    def _adopt(
+        self, claim_uid: str, fields: dict[str, Any], refusal: StatusError
+    ) -> PersistentVolume:
+        """The volume of that name, if it is the one we meant to save; none there: undo, if the
+        refusal was for good."""
         name = fields["metadata"]["name"]
         try:
             existing = self._client.get(PersistentVolume, name)
+        except NotFound:
+            if isinstance(refusal, AlreadyExists):
+                raise SaveFailed(f"volume {name} has just been deleted") from refusal
+            self._undo_unsaved(claim_uid, fields)
+            raise Infeasible(f"the volume cannot be saved: {refusal}") from refusal
         except KubeError as error:
-            raise SaveFailed(f"volume {name} exists and cannot be read: {error}") from error
+            raise SaveFailed(f"volume {name} cannot be read after {refusal}: {error}") from error
         reference = existing.spec.claim_ref
         ours = fields["metadata"]["annotations"][ANN_PROVISIONED_BY]
         if existing.metadata.deletion_timestamp is not None:

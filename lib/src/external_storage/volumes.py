@@ -177,6 +177,10 @@ class VolumeWork:
     def _remember(self, volume: PersistentVolume) -> None:
         with self._lock:
             self._deleted.add(volume.uid)
+            shown = self.volumes.get(volume.name)
+            if shown is None or shown.uid != volume.uid:
+                # The watch was faster than we: nobody would come to forget it.
+                self._deleted.discard(volume.uid)
 
     def _attempt(
         self, volume: PersistentVolume, call: Callable[[], None], *, deleting: bool
@@ -184,7 +188,7 @@ class VolumeWork:
         started = self.clock()
         try:
             call()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             self._failed(volume, error, deleting=deleting)
             return
         self.queue.forget(volume.name)
@@ -195,7 +199,7 @@ class VolumeWork:
             self.metrics.deleted.labels(labels).inc()
             self.metrics.delete_seconds.labels(labels).observe(seconds)
 
-    def _failed(self, volume: PersistentVolume, error: Exception, *, deleting: bool) -> None:
+    def _failed(self, volume: PersistentVolume, error: BaseException, *, deleting: bool) -> None:
         """What each way to fail means for the volume's key, its admin and the metrics."""
         fields = log.bind(volume=volume.name, attempt=self.queue.failures(volume.name) + 1)
         if isinstance(error, Ignored):

@@ -15,7 +15,14 @@ from typing import Any, Generic, Protocol, TypeVar
 import msgspec
 
 from external_storage.kube.client import Client
-from external_storage.kube.errors import Gone, KubeError, Status, StatusError, from_status
+from external_storage.kube.errors import (
+    Gone,
+    KubeError,
+    Status,
+    StatusError,
+    Unavailable,
+    from_status,
+)
 from external_storage.kube.transport import Stream
 from external_storage.kube.types import KubeObject, KubeStruct
 from external_storage.logs import get_logger
@@ -29,6 +36,7 @@ log = get_logger(__name__)
 WATCH_TIMEOUT_S = (300, 600)
 BACKOFF = Backoff(start_s=0.8, max_s=30.0, jitter=0.5)
 HEALTHY_S = 120.0
+_SHORTEST_WATCH_S = 1.0
 
 
 class Sink(Protocol[T_contra]):
@@ -85,6 +93,7 @@ class Reflector(Generic[T]):
         self._lock = threading.Lock()
         self._stream: Stream | None = None
         self._resource_version = ""
+        self._lines = 0
         self._log = log.bind(resource=kind.RESOURCE)
         self.attempts = 0
         self.failures = 0
@@ -154,13 +163,18 @@ class Reflector(Generic[T]):
             self._stream = stream
             if self._stop.is_set():
                 stream.close()
+        started, self._lines = self._clock(), 0
         try:
             stream.run(self._on_line)
         finally:
             with self._lock:
                 self._stream = None
+        if not self._lines and self._clock() - started < _SHORTEST_WATCH_S:
+            # A proxy may answer like this for ever; asking again at once would be a busy loop.
+            raise Unavailable("the watch ended as soon as it had begun")
 
     def _on_line(self, line: bytes) -> None:
+        self._lines += 1
         try:
             event: WatchEvent[T] = self._decode(line)
         except msgspec.ValidationError:
@@ -174,6 +188,9 @@ class Reflector(Generic[T]):
 
     def _error_of(self, line: bytes) -> StatusError:
         status = self._decode_error(line).object
+        if not status.code:
+            # Not an error but an object that does not fit: list again instead of meeting it again.
+            raise ValueError(f"an object that is no {self._kind.KIND}: {line[:200]!r}")
         if status.code == 410:
             status.reason = "Expired"
         return from_status(status)

@@ -11,7 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -89,15 +89,15 @@ class FileToken:
     def _read(self, now: float) -> None:
         try:
             token = self._path.read_text().strip()
-        except OSError as error:
-            if not self._token:
-                raise ConfigError(f"token file {self._path}: {error.strerror}") from error
-            # The last token is likely still good; the server will say so if it is not.
-            self._read_at = now
-            return
-        if not token:
-            raise ConfigError(f"token file {self._path}: empty")
-        self._token, self._read_at = token, now
+        except (OSError, UnicodeDecodeError) as error:
+            token, why = "", str(error)
+        else:
+            why = "empty"
+        # Without a new one, the last token is likely still good; the server says so if it is not.
+        self._token, self._read_at = token or self._token, now
+        if not self._token:
+            self._read_at = None
+            raise ConfigError(f"token file {self._path}: {why}")
 
 
 def load(
@@ -107,11 +107,11 @@ def load(
     environ: Mapping[str, str] = os.environ,
     service_account_dir: Path = SERVICE_ACCOUNT_DIR,
 ) -> ClientConfig:
-    """Find the API server: an explicit kubeconfig, the pod's own credentials, then the default.
+    """Find the API server: an explicit kubeconfig, the pod's own credentials, ``~/.kube/config``.
 
     Args:
         kubeconfig: path of a kubeconfig; several may be joined by ``:`` as in ``$KUBECONFIG``.
-        master: address that replaces the server of the kubeconfig.
+        master: address to use in place of the one found.
 
     Raises:
         ConfigError: nothing usable was found, or what was found is broken.
@@ -119,10 +119,11 @@ def load(
     if kubeconfig:
         return from_kubeconfig(kubeconfig, master=master, environ=environ)
     if "KUBERNETES_SERVICE_HOST" in environ and (service_account_dir / "token").exists():
-        return in_cluster(environ=environ, service_account_dir=service_account_dir)
-    if environ.get("KUBECONFIG") or (Path.home() / ".kube" / "config").exists():
-        path = environ.get("KUBECONFIG") or None
-        return from_kubeconfig(path, master=master, environ=environ)
+        config = in_cluster(environ=environ, service_account_dir=service_account_dir)
+        return replace(config, server=master.rstrip("/")) if master else config
+    default = Path(os.path.expanduser("~/.kube/config"))  # noqa: PTH111 - Path.expanduser may raise
+    if default.exists():
+        return from_kubeconfig(str(default), master=master, environ=environ)
     raise ConfigError(
         "no API server: not in a pod (KUBERNETES_SERVICE_HOST and a service account token), "
         "and neither --kubeconfig, KUBECONFIG nor ~/.kube/config is there"
@@ -167,7 +168,7 @@ def from_kubeconfig(
         _, context = config.list_kube_config_contexts(  # type: ignore[no-untyped-call]
             config_file=path
         )
-    except (config.ConfigException, OSError) as error:
+    except Exception as error:  # the package raises whatever its parsers do
         raise ConfigError(f"kubeconfig {path or 'default'}: {error}") from error
     if getattr(loaded, "tls_server_name", None):
         raise ConfigError(f"kubeconfig {path or 'default'}: tls-server-name is not supported")

@@ -18,6 +18,7 @@ import msgspec
 
 from external_storage.kube.auth import ClientConfig
 from external_storage.kube.errors import (
+    DECODE_ERRORS,
     TooManyRequests,
     Unauthorized,
     Unavailable,
@@ -286,7 +287,7 @@ class Client:
         try:
             decoded: D = decoder.decode(body)
             return decoded
-        except msgspec.DecodeError as error:
+        except DECODE_ERRORS as error:
             raise Unavailable(f"answer not understood: {error}") from error
 
 

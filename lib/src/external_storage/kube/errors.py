@@ -120,6 +120,8 @@ _BY_CODE: dict[int, type[StatusError]] = {
     422: Invalid,
     429: TooManyRequests,
 }
+# What msgspec raises for input that is not what it should be: no JSON, no UTF-8, nested too deep.
+DECODE_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _decode_status = msgspec.json.Decoder(Status).decode
 
 
@@ -143,7 +145,7 @@ def from_response(code: int, body: bytes, *, retry_after_s: float | None = None)
     """The exception for a response of status ``code``; ``body`` need not be a Status object."""
     try:
         status = _decode_status(body)
-    except msgspec.DecodeError:
+    except DECODE_ERRORS:
         status = Status(message=body.decode("utf-8", "replace"))
     status.code = code
     return from_status(status, retry_after_s=retry_after_s)

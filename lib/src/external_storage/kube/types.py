@@ -175,7 +175,8 @@ class CSIVolumeSource(KubeStruct, frozen=True):
 
 class NodeSelectorRequirement(KubeStruct, frozen=True):
     key: str = ""
-    operator: str = "In"
+    operator: str = ""
+    """In, NotIn, Exists, DoesNotExist, Gt or Lt; the API has no default."""
     values: tuple[str, ...] = ()
 
 

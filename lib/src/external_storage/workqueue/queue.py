@@ -44,6 +44,8 @@ class _Entry(Generic[K]):
     """Added again while it was worked: work it once more."""
     woken: bool = False
     """Woken while it was worked: work it once more whatever comes of this try."""
+    next_group: str | None = None
+    """Its group from the next time on, if that changed while it was worked."""
     requeue_after: float | None = None
     """Set by ``retry`` and ``add_after`` while it was worked."""
     since: float = 0.0
@@ -138,6 +140,8 @@ class WorkQueue(Generic[K]):
                 if deadline is not None:
                     left = deadline - self._clock()
                     if left <= 0:
+                        # Another waiter may have relied on this one to wake for the next due key.
+                        self._condition.notify()
                         return None
                     wait = left if wait is None else min(wait, left)
                 self._condition.wait(wait)
@@ -149,8 +153,10 @@ class WorkQueue(Generic[K]):
             entry = self._entries[key]
             if entry.state is not _State.WORKING:
                 raise ValueError(f"{self.name}: {key!r} is not being worked")
-            group = self._groups[entry.group]
+            name, group = entry.group, self._groups[entry.group]
             group.working -= 1
+            if entry.next_group is not None:
+                entry.group, entry.next_group = entry.next_group, None
             if entry.woken:
                 self._limiter.forget(key)
                 self._make_ready(entry, retry=False)
@@ -161,7 +167,7 @@ class WorkQueue(Generic[K]):
             else:
                 del self._entries[key]
             if group.idle:
-                del self._groups[entry.group]
+                del self._groups[name]
             # A slot of the group has become free: somebody may be waiting for just that.
             self._condition.notify()
 
@@ -172,6 +178,10 @@ class WorkQueue(Generic[K]):
             self._condition.notify_all()
 
     # -- looking
+
+    @property
+    def is_shut_down(self) -> bool:
+        return self._shut_down
 
     def __len__(self) -> int:
         """Keys that could be worked now; those in a back-off or being worked are not counted."""
@@ -212,8 +222,15 @@ class WorkQueue(Generic[K]):
         elif entry.state is _State.WORKING:
             entry.dirty = True
             entry.woken = entry.woken or wake
-        elif entry.state is _State.WAITING and wake:
-            self._make_ready(entry, retry=False)
+            entry.next_group = group
+        elif entry.state is _State.WAITING:
+            entry.group = group
+            if wake:
+                self._make_ready(entry, retry=False)
+        elif entry.group != group or (wake and entry.retry):
+            self._withdraw(entry)
+            entry.group = group
+            self._make_ready(entry, retry=entry.retry and not wake)
 
     def _schedule(self, key: K, delay_s: float, group: str, *, retry: bool) -> None:
         if self._shut_down:
@@ -230,6 +247,12 @@ class WorkQueue(Generic[K]):
         entry.turn = next(self._turns)
         heapq.heappush(self._waiting, (self._clock() + delay_s, entry.turn, entry))
         self._condition.notify()
+
+    def _withdraw(self, entry: _Entry[K]) -> None:
+        group = self._groups[entry.group]
+        (group.retries if entry.retry else group.first).remove(entry)
+        if group.idle:
+            del self._groups[entry.group]
 
     def _make_ready(self, entry: _Entry[K], *, retry: bool) -> None:
         entry.state, entry.retry = _State.READY, retry

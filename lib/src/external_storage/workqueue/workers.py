@@ -57,7 +57,13 @@ class Workers(Generic[K]):
         thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._threads.add(thread)
         self._idle += 1
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError as error:
+            # The pids limit of the pod: go on with the threads there are.
+            self._threads.discard(thread)
+            self._idle -= 1
+            log.error("a worker cannot be started", queue=self._queue.name, error=str(error))
 
     def _run(self) -> None:
         try:
@@ -83,7 +89,7 @@ class Workers(Generic[K]):
 
     def _may_end(self) -> bool:
         with self._lock:
-            if self._stopping or self._idle > 1:
+            if self._stopping or self._queue.is_shut_down or self._idle > 1:
                 self._idle -= 1
                 return True
             return False
@@ -91,7 +97,9 @@ class Workers(Generic[K]):
     def _call(self, key: K) -> None:
         try:
             self._work(key)
-        except Exception:  # the last net: one bad key must not take its worker along
+        except (
+            BaseException
+        ):  # the last net: no key may take its worker along, not by exit() either
             log.exception("a worker's call failed", queue=self._queue.name, key=key)
             self._queue.retry(key)
         finally:
