@@ -21,6 +21,7 @@ from external_storage.main import run
 from external_storage.manager import Manager
 from external_storage.parameters import NoParameters, Parameters
 from external_storage.provisioner import (
+    CannotStart,
     Context,
     Deadline,
     Ignored,
@@ -41,6 +42,7 @@ __all__ = [
     "AssetRecord",
     "AssetRecords",
     "AssetState",
+    "CannotStart",
     "Context",
     "Deadline",
     "Ignored",

@@ -18,7 +18,7 @@ from external_storage.kube import auth
 from external_storage.kube.errors import ConfigError
 from external_storage.logs import get_logger
 from external_storage.manager import Manager
-from external_storage.provisioner import Provisioner
+from external_storage.provisioner import CannotStart, Provisioner
 from external_storage.settings import Settings
 
 log = get_logger(__name__)
@@ -89,7 +89,7 @@ def serve(provisioner_type: type[Provisioner[Any, Any]], settings: Settings) -> 
             manager = Manager.for_provisioner(provisioner_type, settings, config)
             log.info("starting", provisioner=settings.provisioner_name, server=config.server)
             manager.start()
-        except (ConfigError, OSError) as error:
+        except (CannotStart, ConfigError, OSError) as error:
             log.error("cannot start", error=str(error))
             return EXIT_FAILED
         except Exception:

@@ -104,7 +104,6 @@ class Manager:
             try:
                 part.start()
             except BaseException:
-                log.error("a part could not be started", part=part.name)
                 self.stop()
                 raise
 

@@ -71,6 +71,10 @@ class VolumeInUse(ProvisionerError):
     """From ``delete``: something still uses the volume, which is normal; try again quietly."""
 
 
+class CannotStart(ProvisionerError):
+    """From ``start``: what the admin has to change; the process ends with exit code 1."""
+
+
 @dataclass(frozen=True, slots=True)
 class Deadline:
     """The moment by which a call has to be over; pass ``remaining()`` on as a timeout."""

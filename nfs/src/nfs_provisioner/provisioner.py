@@ -13,6 +13,7 @@ from pathlib import Path
 
 from external_storage import (
     AssetRecords,
+    CannotStart,
     Context,
     Ignored,
     PersistentVolume,
@@ -27,7 +28,7 @@ from external_storage.kube.types import Service
 from nfs_provisioner.directories import VolumeDirectories
 from nfs_provisioner.exportmgr import BusUnavailable, Busy, ExportError, ExportManager
 from nfs_provisioner.exports import ExportFiles, ExportIds, Exports, Squash
-from nfs_provisioner.ganesha import Ganesha
+from nfs_provisioner.ganesha import Ganesha, GaneshaError
 from nfs_provisioner.ganesha_config import GaneshaConfig
 from nfs_provisioner.settings import NfsParameters, NfsSettings
 
@@ -69,6 +70,18 @@ class NfsProvisioner(Provisioner[NfsSettings, NfsParameters]):
     # -- life
 
     def start(self) -> None:
+        try:
+            self._prepare()
+        except (GaneshaError, ValueError) as error:
+            raise CannotStart(str(error)) from error
+        self._started = True
+        self._reconcile_exports()
+        self._export_metrics()
+        self._trash.start()
+        log.info("serving", volumes=len(self._ids.used()), identity=self._identity)
+
+    def _prepare(self) -> None:
+        """Everything up to a running server; ``ValueError`` for a state that cannot be used."""
         self._directories.prepare()
         self._files.prepare()
         self._identity = _identity(self._state_dir)
@@ -82,11 +95,6 @@ class NfsProvisioner(Provisioner[NfsSettings, NfsParameters]):
             self.settings.export_root, files=self._files, manager=self._manager, ids=self._ids
         )
         self._ganesha.start()
-        self._export_metrics()
-        self._exports.reconcile()
-        self._trash.start()
-        self._started = True
-        log.info("serving", volumes=len(used), identity=self._identity)
 
     def stop(self) -> None:
         self._started = False
@@ -202,8 +210,13 @@ class NfsProvisioner(Provisioner[NfsSettings, NfsParameters]):
         return (f"port={self.settings.nfs_port}",)
 
     def _reconcile_exports(self) -> None:
-        if self._started:
+        if not self._started:
+            return
+        try:
             self._exports.reconcile()
+        except ExportError as error:
+            # The server has read the files itself: what it serves is right or nearly so.
+            log.warning("exports could not be reconciled", error=str(error))
 
 
 class _TrashCollector:

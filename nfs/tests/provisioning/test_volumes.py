@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import stat
 import subprocess
 from collections.abc import Callable
@@ -198,3 +199,14 @@ def test_bad_settings_are_told_all_at_once(deployment: Any) -> None:
     assert done.returncode == 2
     for flag in ("--nfs-port", "--grace-period", "--log-format", "--server-hostname"):
         assert flag in done.stderr
+
+
+def test_a_port_that_is_taken_is_told_plainly(deployment: Any) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", deployment.nfs_port))
+        taken.listen()
+        deployment.start(ready=False)
+        assert deployment.process.wait(60) == 1
+    (line,) = [line for line in deployment.tail().splitlines() if "cannot start" in line]
+    assert f"port {deployment.nfs_port}" in line
+    assert "Traceback" not in deployment.tail()
