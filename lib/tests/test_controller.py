@@ -183,7 +183,7 @@ def test_a_failed_try_is_told_and_tried_again(rig: Any) -> None:
 
 
 def test_an_ignored_claim_is_left_alone_without_an_event(rig: Any, until: Until) -> None:
-    provisioner = rig.start()
+    provisioner = rig.start(retry_interval_start="0.01", retry_interval_max="0.01")
 
     def ignore(request: Any) -> None:
         if request.claim.name == "not-mine":
@@ -195,7 +195,8 @@ def test_an_ignored_claim_is_left_alone_without_an_event(rig: Any, until: Until)
     until(lambda: "not-mine" in provisioner.provisioned, "the claim has been looked at")
     rig.claim("mine", storage_class)
     rig.bound("mine")
-    assert provisioner.provisioned.count("not-mine") == 1
+    # Once, and again when a controller touches the claim; a retry each 10 ms would be dozens.
+    assert provisioner.provisioned.count("not-mine") < 5
     assert not rig.events("not-mine", "ProvisioningFailed")
 
 
@@ -330,8 +331,8 @@ def test_while_the_backend_says_no_claims_wait_and_an_event_says_why(
     rig.bound("data")
 
 
-def test_stop_lets_work_in_progress_end(rig: Any, until: Until) -> None:
-    provisioner = rig.start()
+def _hold(rig: Any, provisioner: Any) -> threading.Event:
+    """Make a claim and wait until the provisioner is at work on it; set the event to let it go."""
     entered, release = threading.Event(), threading.Event()
 
     def wait(_request: object) -> None:
@@ -341,6 +342,12 @@ def test_stop_lets_work_in_progress_end(rig: Any, until: Until) -> None:
     provisioner.on_provision = wait
     rig.claim("data", rig.storage_class())
     assert entered.wait(60)
+    return release
+
+
+def test_stop_lets_work_in_progress_end(rig: Any, until: Until) -> None:
+    provisioner = rig.start()
+    release = _hold(rig, provisioner)
     stopped = threading.Thread(target=rig.manager.stop)
     stopped.start()
     release.set()
@@ -352,15 +359,7 @@ def test_stop_lets_work_in_progress_end(rig: Any, until: Until) -> None:
 
 def test_survives_an_api_server_that_goes_away_between_asset_and_volume(rig: Any) -> None:
     provisioner = rig.start()
-    entered, release = threading.Event(), threading.Event()
-
-    def wait(_request: object) -> None:
-        entered.set()
-        release.wait(60)
-
-    provisioner.on_provision = wait
-    rig.claim("data", rig.storage_class())
-    assert entered.wait(60)
+    release = _hold(rig, provisioner)
     rig.plane.stop_apiserver()
     try:
         release.set()
@@ -374,15 +373,7 @@ def test_an_asset_is_not_leaked_when_its_claim_goes_before_the_volume_is_saved(
     rig: Any, until: Until
 ) -> None:
     provisioner = rig.start()
-    entered, release = threading.Event(), threading.Event()
-
-    def wait(_request: object) -> None:
-        entered.set()
-        release.wait(60)
-
-    provisioner.on_provision = wait
-    rig.claim("data", rig.storage_class())
-    assert entered.wait(60)
+    release = _hold(rig, provisioner)
     rig.delete_claim("data")
     release.set()
     until(lambda: provisioner.deleted, "the volume is deleted")

@@ -58,6 +58,19 @@ class ProvisionController:
         self._starter = threading.Thread(
             target=self._start_workers, name="controller-start", daemon=True
         )
+        self._build_informers(client)
+        self._claim_queue = self._queue("claims")
+        self._volume_queue = self._queue("volumes")
+        self._store = VolumeStore(client, undo=provisioner.delete, on_saved=self._publish)
+        self._build_work(client, events)
+        threads = _BUSY_CLASSES * settings.worker_threads
+        self._workers = (
+            Workers(self._claim_queue, self._claim_work.work, max_threads=threads),
+            Workers(self._volume_queue, self._volume_work.work, max_threads=threads),
+        )
+        self._export_gauges()
+
+    def _build_informers(self, client: Client) -> None:
         self._claims = Informer(
             client,
             PersistentVolumeClaim,
@@ -72,13 +85,15 @@ class ProvisionController:
         )
         self._classes = Informer(client, StorageClass)
         self._informers: tuple[Informer[Any], ...] = (self._claims, self._volumes, self._classes)
-        self._claim_queue = self._queue("claims")
-        self._volume_queue = self._queue("volumes")
-        self._store = VolumeStore(client, undo=provisioner.delete, on_saved=self._publish)
+        self._claims.add_handler(self._on_claim)
+        self._volumes.add_handler(self._on_volume)
+        self._classes.add_handler(self._on_class)
+
+    def _build_work(self, client: Client, events: EventRecorder) -> None:
         self._claim_work = ClaimWork(
             name=self.name,
-            provisioner=provisioner,
-            settings=settings,
+            provisioner=self._provisioner,
+            settings=self._settings,
             queue=self._claim_queue,
             claims=self._claims.lister,
             volumes=self._volumes.lister,
@@ -89,7 +104,7 @@ class ProvisionController:
         )
         self._volume_work = VolumeWork(
             name=self.name,
-            provisioner=provisioner,
+            provisioner=self._provisioner,
             client=client,
             queue=self._volume_queue,
             claims=self._claims.lister,
@@ -97,15 +112,6 @@ class ProvisionController:
             events=events,
             metrics=self.metrics,
         )
-        threads = _BUSY_CLASSES * settings.worker_threads
-        self._workers = (
-            Workers(self._claim_queue, self._claim_work.work, max_threads=threads),
-            Workers(self._volume_queue, self._volume_work.work, max_threads=threads),
-        )
-        self._claims.add_handler(self._on_claim)
-        self._volumes.add_handler(self._on_volume)
-        self._classes.add_handler(self._on_class)
-        self._export_gauges()
 
     # -- life
 
