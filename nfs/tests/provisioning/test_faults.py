@@ -81,7 +81,11 @@ def test_killed_while_provisioning_ends_with_every_claim_bound_once(
         deployment.wait_gone()
         wait_until(lambda: not deployment.claims(), what="the claims are gone")
 
-    takes_s = _timed(lambda: (create(), deployment.wait_bound(CLAIMS)))
+    def create_and_wait() -> None:
+        create()
+        deployment.wait_bound(CLAIMS)
+
+    takes_s = _timed(create_and_wait)
     delete_all()
     cut_short = 0
     for _ in range(ROUNDS):
