@@ -61,6 +61,14 @@ need_apt() {
   fi
 }
 
+# need_mtab : Ganesha looks file systems up in /etc/mtab, which minimal installations lack.
+need_mtab() {
+  [[ ! -e /etc/mtab ]] || return 0
+  ((EUID == 0)) || die "/etc/mtab is missing; run: sudo ln -s /proc/self/mounts /etc/mtab"
+  say mtab "linking /etc/mtab to /proc/self/mounts"
+  ln -s /proc/self/mounts /etc/mtab
+}
+
 # Prints a Python of 3.11 or newer that can make environments; status 1 when there is none.
 find_python() {
   local name

@@ -14,6 +14,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from external_storage.logs import get_logger
 from nfs_provisioner.bus_relay import BusRelay
@@ -29,6 +30,9 @@ _PROGRAMS = {
     "dbus-daemon": "dbus-daemon",
     "setpriv": "util-linux",
 }
+
+# Where Ganesha looks up file systems; minimal container images come without it.
+_MTAB = Path("/etc/mtab")
 
 _PROBE_TIMEOUT_S = 2.0
 _STARTING_S = 5.0
@@ -142,6 +146,9 @@ class Ganesha:
         for program, package in _PROGRAMS.items():
             if shutil.which(program, path=_PATH) is None:
                 raise GaneshaError(f"{program} is not installed (package {package})")
+        if not _MTAB.exists():
+            # Ganesha would serve, and refuse every export with a riddle.
+            raise GaneshaError(f"{_MTAB} is missing: ln -s /proc/self/mounts {_MTAB}")
         self.config.write()
         if (holder := self._port_trouble()) is not None:
             raise GaneshaError(holder)
