@@ -276,7 +276,7 @@ def test_bad_configuration_is_named(change, message) -> None:
 
 
 def test_a_machine_without_mtab_is_told_what_to_do(
-    stopped_server: Server, monkeypatch: pytest.MonkeyPatch
+    stopped_server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("nfs_provisioner.ganesha._MTAB", stopped_server.root / "no-mtab")
     with pytest.raises(GaneshaError, match="ln -s /proc/self/mounts"):
