@@ -248,13 +248,17 @@ def test_our_own_volume_of_a_lost_answer_is_adopted(rig: Any) -> None:
     provisioner = rig.start()
 
     def save_behind_its_back(request: Any) -> None:
-        rig.api.create(PersistentVolume, _volume_for(rig, request.claim, request.claim.uid))
+        body = _volume_for(rig, request.claim, request.claim.uid)
+        body["spec"]["hostPath"]["path"] = str(rig.root / request.volume_name)
+        rig.api.create(PersistentVolume, body)
 
     provisioner.on_provision = save_behind_its_back
     rig.claim("data", rig.storage_class())
     rig.bound("data")
     assert provisioner.provisioned == ["data"]
     assert len(rig.volumes()) == 1
+    assert provisioner.assets() == [rig.volumes()[0].name]
+    rig.wait_event("data", "ProvisioningSucceeded")
 
 
 def test_a_foreign_volume_of_our_name_is_not_adopted(rig: Any, until: Until) -> None:

@@ -19,6 +19,7 @@ from external_storage.kube.errors import (
     Unavailable,
 )
 from external_storage.testing.builders import Clock, claim, volume
+from external_storage.workqueue import Backoff
 
 PATIENCE_S = 20.0
 START = 1_767_225_600.0  # 2026-01-01T00:00:00Z
@@ -76,7 +77,7 @@ def drops() -> list[str]:
 
 @pytest.fixture(autouse=True)
 def no_pause_between_tries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(events, "_PAUSE_S", 0.0)
+    monkeypatch.setattr(events, "_BACKOFF", Backoff(start_s=0.0, max_s=0.0))
 
 
 @pytest.fixture
@@ -220,19 +221,28 @@ def test_an_event_is_written_once_the_api_server_is_back(
 def test_an_event_is_dropped_and_counted_after_five_tries(
     recorder: EventRecorder, server: Server, drops: list[str]
 ) -> None:
-    server.answers = [Unavailable("down")] * 5
+    server.answers = [ServerError("ill", code=500)] * 5
     recorder.normal(claim(), "Reason", "text")
     written(recorder)
     assert (server.events, len(server.requests), len(drops)) == ({}, 5, 1)
 
 
+def test_an_event_outlasts_an_outage_of_any_length(
+    recorder: EventRecorder, server: Server, drops: list[str]
+) -> None:
+    server.answers = [Unavailable("down")] * 50
+    recorder.normal(claim(), "Reason", "text")
+    written(recorder)
+    assert (len(server.events), len(server.requests), drops) == (1, 51, [])
+
+
 def test_an_event_that_was_dropped_once_is_given_all_its_tries_again(
     recorder: EventRecorder, server: Server
 ) -> None:
-    server.answers = [Unavailable("down")] * 5
+    server.answers = [ServerError("ill", code=500)] * 5
     recorder.normal(claim(), "Reason", "text")
     written(recorder)
-    server.answers = [Unavailable("down")]
+    server.answers = [ServerError("ill", code=500)]
     recorder.normal(claim(), "Reason", "text")
     written(recorder)
     assert len(server.events) == 1

@@ -20,7 +20,7 @@ from external_storage.kube.errors import (
 from external_storage.kube.names import ANN_PROVISIONED_BY
 from external_storage.kube.types import KubeObject, PersistentVolume
 from external_storage.persistent_volume import as_volume, claim_reference
-from external_storage.provisioner import Infeasible
+from external_storage.provisioner import Ignored, Infeasible
 from external_storage.testing.builders import PROVISIONER, claim, volume
 from external_storage.volume_store import SaveFailed, VolumeStore
 
@@ -167,12 +167,31 @@ def test_a_volume_of_that_name_which_is_not_ours_is_never_adopted(
 def test_a_conflict_that_cannot_be_looked_at_is_tried_again(
     store: VolumeStore, server: Server
 ) -> None:
-    server.objects[NAME] = volume()
+    server.objects[NAME] = as_volume(FIELDS)
     server.unreadable = DOWN
     with pytest.raises(SaveFailed, match="cannot be read"):
         store.save(UID, FIELDS)
     server.unreadable = None
     assert store.save_again(UID).name == NAME
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"nfs": {"server": "elsewhere", "path": "/p"}},
+        {"hostPath": {"path": "/p"}},
+    ],
+)
+def test_the_volume_of_a_faster_instance_is_left_and_our_asset_undone(
+    store: VolumeStore, server: Server, backend: Backend, other: dict[str, Any]
+) -> None:
+    theirs = {**FIELDS, "spec": {"claimRef": claim_reference(CLAIM), **other}}
+    server.objects[NAME] = as_volume(theirs)
+    with pytest.raises(Ignored, match="another instance"):
+        store.save(UID, FIELDS)
+    assert backend.undone == [NAME]
+    assert not store.has_unsaved(UID)
+    assert server.objects[NAME] == as_volume(theirs)
 
 
 @pytest.mark.parametrize("error", [refusal(Invalid, 422), refusal(BadRequest, 400)])

@@ -9,6 +9,7 @@ the library has saved the PersistentVolume, and ``published`` from then on. Afte
 from __future__ import annotations
 
 import re
+import threading
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
@@ -54,14 +55,15 @@ class DamagedRecord(Exception):
 class AssetRecords:
     """The records in one directory; every change is on disk when the method returns.
 
-    Safe to use from several threads for different names; the library never works one name twice
-    at the same time.
+    Safe to use from several threads, for the same name too: a record is published by the work on
+    its claim and forgotten by the work on its volume.
     """
 
     def __init__(self, directory: Path) -> None:
         """``directory`` is made if missing, readable by us alone."""
         self._directory = directory
         self._staging = directory.with_name(directory.name + ".tmp")
+        self._lock = threading.Lock()
         for path in (directory, self._staging):
             _make(path)
         for left_over in self._staging.iterdir():
@@ -78,14 +80,16 @@ class AssetRecords:
             claim_uid=claim_uid,
             details=details,
         )
-        self._write(record)
+        with self._lock:
+            self._write(record)
         return record
 
     def publish(self, name: str) -> None:
         """The volume has been saved; no effect without a record or when it is published already."""
-        record = self.get(name)
-        if record is not None and record.state is not AssetState.PUBLISHED:
-            self._write(replace(record, state=AssetState.PUBLISHED))
+        with self._lock:
+            record = self.get(name)
+            if record is not None and record.state is not AssetState.PUBLISHED:
+                self._write(replace(record, state=AssetState.PUBLISHED))
 
     def get(self, name: str) -> AssetRecord | None:
         """The record of ``name``; ``DamagedRecord`` if its file cannot be read as one."""
@@ -104,8 +108,9 @@ class AssetRecords:
 
     def forget(self, name: str) -> None:
         """The asset is gone; a missing record is a success."""
-        self._path(name).unlink(missing_ok=True)
-        sync_directory(self._directory)
+        with self._lock:
+            self._path(name).unlink(missing_ok=True)
+            sync_directory(self._directory)
 
     def all(self) -> list[AssetRecord]:
         """Every readable record, by name; a damaged one is logged and left alone."""

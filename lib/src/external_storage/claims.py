@@ -23,7 +23,7 @@ from external_storage.kube.names import (
 from external_storage.kube.types import PersistentVolume, PersistentVolumeClaim, StorageClass
 from external_storage.logs import Logger, get_logger
 from external_storage.metrics import Metrics
-from external_storage.outcome import PAUSE_S, log_failure, paused
+from external_storage.outcome import PAUSE_S, log_failure
 from external_storage.parameters import Parameters
 from external_storage.persistent_volume import UnfitVolume, build_volume, class_name
 from external_storage.provisioner import (
@@ -148,7 +148,7 @@ class ClaimWork:
             log.debug("claim left alone", claim=claim.key, reason=decision.reason)
             self.queue.forget(claim.uid)
             return
-        pause = paused(self.provisioner, self.metrics)
+        pause = self.provisioner.check()
         if pause is not None:
             if self._told_pause.get(claim.uid) != pause:
                 # Once for each reason and not every few seconds: many claims may be waiting.

@@ -10,6 +10,7 @@ import threading
 import time
 from typing import Any
 
+from external_storage.assets import AssetState
 from external_storage.claims import (
     ClaimWork,
     index_class,
@@ -23,7 +24,6 @@ from external_storage.kube.client import Client
 from external_storage.kube.types import PersistentVolume, PersistentVolumeClaim, StorageClass
 from external_storage.logs import get_logger
 from external_storage.metrics import Metrics
-from external_storage.outcome import paused
 from external_storage.persistent_volume import class_name
 from external_storage.provisioner import Provisioner
 from external_storage.settings import Settings
@@ -35,6 +35,10 @@ log = get_logger(__name__)
 
 # Threads are made as they are needed: this many classes may use their whole share at once.
 _BUSY_CLASSES = 16
+
+
+class PublishedAsset(Exception):
+    """An asset that was to be undone belongs to a volume that was saved once."""
 
 
 class ProvisionController:
@@ -61,7 +65,7 @@ class ProvisionController:
         self._build_informers(client)
         self._claim_queue = self._queue("claims")
         self._volume_queue = self._queue("volumes")
-        self._store = VolumeStore(client, undo=provisioner.delete, on_saved=self._publish)
+        self._store = VolumeStore(client, undo=self._undo, on_saved=self._publish)
         self._build_work(client, events)
         threads = _BUSY_CLASSES * settings.worker_threads
         self._workers = (
@@ -167,7 +171,7 @@ class ProvisionController:
 
     def paused(self) -> str | None:
         """Why the provisioner takes no work at this moment, or None."""
-        return paused(self._provisioner, self.metrics)
+        return self._provisioner.check()
 
     # -- inside
 
@@ -213,10 +217,23 @@ class ProvisionController:
                 f"{prefix}_oldest_seconds", "Age of the oldest ready key", queue.oldest_age_s
             )
         self.metrics.gauge(
+            "external_storage_paused",
+            "1 while the provisioner takes no work",
+            lambda: self.paused() is not None,
+        )
+        self.metrics.gauge(
             "external_storage_unsaved_volumes",
             "Volumes made in the backend and not saved yet",
             self._store.unsaved_count,
         )
+
+    def _undo(self, volume: PersistentVolume) -> None:
+        """Remove an asset whose volume is not saved; never one that has been in use."""
+        records = self._provisioner.records
+        record = records.get(volume.name) if records is not None else None
+        if record is not None and record.state is AssetState.PUBLISHED:
+            raise PublishedAsset(f"the asset of {volume.name} has been published: it is kept")
+        self._provisioner.delete(volume)
 
     def _publish(self, volume_name: str) -> None:
         if self._provisioner.records is not None:

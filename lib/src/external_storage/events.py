@@ -19,6 +19,7 @@ from external_storage.kube.client import STRATEGIC_PATCH, Client
 from external_storage.kube.errors import KubeError, NotFound, ServerError, Unavailable
 from external_storage.kube.types import Event, KubeObject
 from external_storage.logs import get_logger
+from external_storage.workqueue import Backoff
 
 log = get_logger(__name__)
 
@@ -26,7 +27,7 @@ MAX_MESSAGE = 1024
 _MAX_PENDING = 5000
 _REMEMBERED = 4096
 _TRIES = 5
-_PAUSE_S = 1.0
+_BACKOFF = Backoff(start_s=1.0, max_s=30.0)
 
 
 class EventType(StrEnum):
@@ -151,10 +152,11 @@ class EventRecorder:
             self._write(entry)
         except (Unavailable, ServerError) as error:
             entry.tries += 1
-            if entry.tries >= _TRIES:
+            if isinstance(error, ServerError) and entry.tries >= _TRIES:
                 self._drop(entry, str(error))
                 return
-            self._stopping.wait(_PAUSE_S * entry.tries)
+            # While nobody answers, all of them wait: only a full queue drops any.
+            self._stopping.wait(_BACKOFF.delay(entry.tries))
             with self._condition:
                 self._pending.setdefault(digest, entry)
         except KubeError as error:

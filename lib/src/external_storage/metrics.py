@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
@@ -49,11 +49,6 @@ class Metrics:
         )
         self.events_dropped = self._counter(
             "external_storage_events_dropped", "Events that could not be written", ()
-        )
-        self.paused = Gauge(
-            "external_storage_paused",
-            "1 while the backend keeps us from taking work",
-            registry=self.registry,
         )
 
     def observe_request(self, verb: str, resource: str, code: str, _seconds: float) -> None:

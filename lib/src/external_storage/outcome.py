@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from external_storage.kube.errors import KubeError
 from external_storage.logs import Logger
-from external_storage.metrics import Metrics
 from external_storage.persistent_volume import UnfitVolume
-from external_storage.provisioner import Provisioner, ProvisionerError
+from external_storage.provisioner import ProvisionerError
 from external_storage.volume_store import SaveFailed
 
 PAUSE_S = 5.0
 """How long claims and volumes wait while the provisioner's ``check`` says no."""
-
-
-def paused(provisioner: Provisioner[Any, Any], metrics: Metrics) -> str | None:
-    """Why the provisioner takes no work at this moment, or None; told to the metrics too."""
-    reason = provisioner.check()
-    metrics.paused.set(0 if reason is None else 1)
-    return reason
 
 
 def log_failure(fields: Logger, message: str, error: BaseException, *, retry_in_s: float) -> None:

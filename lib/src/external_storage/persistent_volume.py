@@ -18,7 +18,7 @@ from external_storage.kube.names import (
     FINALIZER,
     POLICY_DELETE,
 )
-from external_storage.kube.types import PersistentVolume, PersistentVolumeClaim
+from external_storage.kube.types import PersistentVolume, PersistentVolumeClaim, VolumeSpec
 from external_storage.parameters import Parameters
 from external_storage.provisioner import ProvisionedVolume, ProvisionRequest
 
@@ -85,6 +85,24 @@ def build_volume(request: ProvisionRequest[Parameters], made: ProvisionedVolume)
 def as_volume(fields: dict[str, Any]) -> PersistentVolume:
     """The typed view of fields that have not been saved."""
     return msgspec.convert(fields, PersistentVolume)
+
+
+def is_same_asset(fields: dict[str, Any], existing: PersistentVolume) -> bool:
+    """Whether a saved volume leads to the asset that ``fields`` describe.
+
+    Compared are the source, as far as its type is one of ours, and the author's annotations.
+    """
+    annotations = existing.metadata.annotations
+    if any(annotations.get(k) != v for k, v in fields["metadata"]["annotations"].items()):
+        return False
+    kind = next(iter(fields["spec"].keys() - _OURS))
+    if kind not in VolumeSpec.__struct_encode_fields__:
+        return True
+    saved = msgspec.to_builtins(existing.spec).get(kind)
+    if saved is None:
+        return False
+    # The API server fills in defaults, and what is empty may be left out on either side.
+    return all((saved.get(k) or None) == (v or None) for k, v in fields["spec"][kind].items())
 
 
 def class_name(claim: PersistentVolumeClaim) -> str:

@@ -27,8 +27,8 @@ from external_storage.kube.errors import (
 from external_storage.kube.names import ANN_PROVISIONED_BY
 from external_storage.kube.types import PersistentVolume, PersistentVolumeClaim
 from external_storage.logs import get_logger
-from external_storage.persistent_volume import as_volume
-from external_storage.provisioner import Infeasible
+from external_storage.persistent_volume import as_volume, is_same_asset
+from external_storage.provisioner import Ignored, Infeasible
 
 log = get_logger(__name__)
 
@@ -165,6 +165,10 @@ class VolumeStore:
             raise SaveFailed(f"volume {name} exists already and belongs to another claim")
         if existing.metadata.annotations.get(ANN_PROVISIONED_BY) != ours:
             raise SaveFailed(f"volume {name} exists already and is another provisioner's")
+        if not is_same_asset(fields, existing):
+            # Another instance of ours was faster: the claim has its volume, ours is one too many.
+            self._undo_unsaved(claim_uid, fields)
+            raise Ignored(f"volume {name} has been made by another instance")
         return existing
 
     def _undo_unsaved(self, claim_uid: str, fields: dict[str, Any]) -> None:

@@ -24,7 +24,7 @@ from external_storage.kube.names import (
 from external_storage.kube.types import PersistentVolume, PersistentVolumeClaim
 from external_storage.logs import get_logger
 from external_storage.metrics import Metrics
-from external_storage.outcome import PAUSE_S, log_failure, paused
+from external_storage.outcome import PAUSE_S, log_failure
 from external_storage.provisioner import Ignored, Provisioner, VolumeInUse
 from external_storage.workqueue import WorkQueue
 
@@ -139,18 +139,26 @@ class VolumeWork:
         elif not self.provisioner.may_delete(volume):
             log.debug("volume left alone", volume=name, reason="it is another instance's")
             self.queue.forget(name)
-        elif paused(self.provisioner, self.metrics) is not None:
+        elif self.provisioner.check() is not None:
             self.queue.add_after(name, PAUSE_S)
         else:
             self._attempt(volume, lambda: self._delete(volume), deleting=True)
 
-    def _keep_finalizer(self, volume: PersistentVolume) -> None:
+    def _keep_finalizer(self, volume: PersistentVolume) -> bool:
         change = finalizer_change(volume)
         if change is not None:
             self._set_finalizer(volume, present=change)
+        return False
 
-    def _delete(self, volume: PersistentVolume) -> None:
-        """Remove the asset, then the object, then let go of it."""
+    def _delete(self, cached: PersistentVolume) -> bool:
+        """Remove the asset, then the object, then let go of it; False if it is not to be after all.
+
+        What the watch has shown may be old, and nothing brings removed data back: the volume and
+        its claim are read once more from the API server and decided on again.
+        """
+        volume = self._read_again(cached)
+        if volume is None:
+            return False
         self.provisioner.delete(volume)
         if volume.metadata.deletion_timestamp is None:
             try:
@@ -158,10 +166,39 @@ class VolumeWork:
             except (NotFound, Conflict):
                 # Gone, or another volume has its name by now: either way this one is no more.
                 self._remember(volume)
-                return
+                return True
         if has_finalizer(volume):
             self._set_finalizer(volume, present=False)
         self._remember(volume)
+        return True
+
+    def _read_again(self, cached: PersistentVolume) -> PersistentVolume | None:
+        """The volume as the API server has it now, if it is still to be deleted."""
+        try:
+            volume = self.client.get(PersistentVolume, cached.name)
+        except NotFound:
+            self._remember(cached)
+            return None
+        if volume.uid != cached.uid:
+            self._remember(cached)
+            return None
+        claim = self._read_claim(volume)
+        decision = should_delete(volume, claim, provisioner_name=self.name)
+        if not decision.proceed:
+            log.info("volume kept at a second look", volume=volume.name, reason=decision.reason)
+            return None
+        return volume
+
+    def _read_claim(self, volume: PersistentVolume) -> PersistentVolumeClaim | None:
+        reference = volume.spec.claim_ref
+        if reference is None:
+            return None
+        try:
+            return self.client.get(
+                PersistentVolumeClaim, reference.name, namespace=reference.namespace
+            )
+        except NotFound:
+            return None
 
     def _set_finalizer(self, volume: PersistentVolume, *, present: bool) -> None:
         """Add or remove our finalizer without touching those of others; a volume that is gone or
@@ -183,16 +220,16 @@ class VolumeWork:
                 self._deleted.discard(volume.uid)
 
     def _attempt(
-        self, volume: PersistentVolume, call: Callable[[], None], *, deleting: bool
+        self, volume: PersistentVolume, call: Callable[[], bool], *, deleting: bool
     ) -> None:
         started = self.clock()
         try:
-            call()
+            deleted = call()
         except (Exception, SystemExit) as error:
             self._failed(volume, error, deleting=deleting)
             return
         self.queue.forget(volume.name)
-        if deleting:
+        if deleted:
             seconds = self.clock() - started
             labels = volume.spec.storage_class_name
             log.info("volume deleted", volume=volume.name, seconds=round(seconds, 3))

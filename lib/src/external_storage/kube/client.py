@@ -33,7 +33,6 @@ D = TypeVar("D")
 JSON = "application/json"
 MERGE_PATCH = "application/merge-patch+json"
 STRATEGIC_PATCH = "application/strategic-merge-patch+json"
-JSON_PATCH = "application/json-patch+json"
 
 PAGE_SIZE = 500
 DEFAULT_TIMEOUT_S = 30.0
