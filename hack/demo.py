@@ -161,6 +161,7 @@ def keep(plane: ControlPlane, server: Server) -> None:
 It keeps running until Ctrl-C. To try next, in another terminal:
 
   export KUBECONFIG={plane.kubeconfig}
+  alias kubectl={plane.program("kubectl")}
   kubectl apply -f {DEPLOY / "examples" / "claim.yaml"}
   kubectl get pvc,pv
   kubectl describe pvc {CLAIM}

@@ -7,7 +7,7 @@ import stat
 
 import pytest
 
-from nfs_provisioner.directories import VolumeDirectories, check_name
+from nfs_provisioner.directories import RootInUse, VolumeDirectories, check_name
 
 
 @pytest.fixture
@@ -135,13 +135,29 @@ def test_one_entry_that_cannot_go_does_not_stop_the_others(
     assert directories.empty_trash() == []
 
 
-def test_names_are_the_volumes_only(directories, root) -> None:
-    directories.create("pvc-b", mode=0o700, gid=None)
-    directories.create("pvc-a", mode=0o700, gid=None)
-    (root / "lost+found").mkdir()
-    (root / "file").touch()
-    (root / "link").symlink_to("pvc-a")
-    assert directories.names() == ["pvc-a", "pvc-b"]
+def test_a_tree_deeper_than_any_recursion_is_removed(directories) -> None:
+    deep = directories.create("pvc-deep", mode=0o700, gid=None)
+    descriptor = os.open(deep, os.O_RDONLY)
+    for _ in range(3000):
+        os.mkdir("d", dir_fd=descriptor)
+        below = os.open("d", os.O_RDONLY, dir_fd=descriptor)
+        os.close(descriptor)
+        descriptor = below
+    os.close(descriptor)
+    directories.create("pvc-next", mode=0o700, gid=None)
+    directories.trash("pvc-deep")
+    directories.trash("pvc-next")
+    assert directories.empty_trash() == []
+    assert directories.trash_entries() == 0
+
+
+def test_only_one_process_has_the_root(directories, root) -> None:
+    second = VolumeDirectories(root, root / ".state")
+    with pytest.raises(RootInUse, match="another nfs-provisioner"):
+        second.prepare()
+    directories.release()
+    second.prepare()
+    second.release()
 
 
 def test_state_directory_is_closed_and_ours(root) -> None:

@@ -372,3 +372,21 @@ def test_reconcile_reports_what_ganesha_refuses(server, monkeypatch) -> None:
     monkeypatch.setattr(server.manager, "add", picky)
     report = server.exports.reconcile()
     assert (report.added, report.failed) == (("pvc-a", "pvc-c"), ("pvc-b",))
+
+
+def test_publishing_again_with_another_squash_replaces_the_live_export(server) -> None:
+    first = server.volume("pvc-a")
+    changed = server.exports.describe("pvc-a", first.export_id, squash=Squash.ROOT_ID_SQUASH)
+    removed: list[int] = []
+    remove = server.manager.remove
+
+    def noted(export_id: int) -> None:
+        removed.append(export_id)
+        remove(export_id)
+
+    server.manager.remove = noted
+    server.exports.publish(changed)
+    assert removed == [first.export_id]
+    assert server.manager.path_of(first.export_id) == str(first.path)
+    server.exports.publish(changed)
+    assert removed == [first.export_id], "the same again changes nothing"

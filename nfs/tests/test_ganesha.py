@@ -146,12 +146,25 @@ def test_survives_bus_and_ganesha_killed_together(server, wait_until) -> None:
     assert server.manager.show() == {export.export_id: str(export.path)}
 
 
-def test_serving_looks_at_the_port_alone(server) -> None:
+def test_a_server_that_hangs_does_not_count_as_serving(server) -> None:
     os.kill(server.ganesha.pid, signal.SIGSTOP)
-    # A stopped process still has its listening socket: the port is all that readiness looks at.
-    assert server.ganesha.serving() is None
+    # The kernel still takes connections on its behalf: only an answer says that it serves.
+    assert "no answer on NFS port" in server.ganesha.serving()
     assert "no answer" in server.ganesha.manageable()
     os.kill(server.ganesha.pid, signal.SIGCONT)
+    assert server.ganesha.serving() is None
+
+
+def test_a_server_that_hangs_for_long_is_killed_and_comes_back(
+    server, wait_until, monkeypatch
+) -> None:
+    monkeypatch.setattr("nfs_provisioner.ganesha._LIFE_INTERVAL_S", 0.1)
+    monkeypatch.setattr("nfs_provisioner.ganesha._LIFE_LIMIT_S", 1.0)
+    hung = server.ganesha.pid
+    os.kill(hung, signal.SIGSTOP)
+    wait_until(lambda: server.ganesha.pid not in (None, hung), what="another server")
+    wait_until(lambda: server.ganesha.serving() is None, what="it serves")
+    assert server.ganesha.ganesha_restarts == 1
 
 
 def test_children_die_with_a_killed_supervisor(stopped_server, wait_until) -> None:

@@ -13,9 +13,15 @@ In reading order:
 - A **Manager** holds the parts of a running program together, for those who embed one.
 """
 
-from external_storage.assets import AssetRecord, AssetRecords, AssetState
+from external_storage.assets import AssetRecord, AssetRecords, AssetState, DamagedRecord
+from external_storage.durable import replace_file, sync_directory
 from external_storage.fields import Problems, Seconds
-from external_storage.kube.types import PersistentVolume, PersistentVolumeClaim, StorageClass
+from external_storage.kube.types import (
+    PersistentVolume,
+    PersistentVolumeClaim,
+    Service,
+    StorageClass,
+)
 from external_storage.logs import Logger, get_logger
 from external_storage.main import run
 from external_storage.manager import Manager
@@ -44,6 +50,7 @@ __all__ = [
     "AssetState",
     "CannotStart",
     "Context",
+    "DamagedRecord",
     "Deadline",
     "Ignored",
     "Infeasible",
@@ -62,10 +69,13 @@ __all__ = [
     "ProvisioningInBackground",
     "Reschedule",
     "Seconds",
+    "Service",
     "Settings",
     "StorageClass",
     "Unchanged",
     "VolumeInUse",
     "get_logger",
+    "replace_file",
     "run",
+    "sync_directory",
 ]

@@ -120,6 +120,8 @@ class ClaimWork:
     metrics: Metrics
     clock: Callable[[], float] = time.monotonic
     _told_pause: dict[str, str] = field(default_factory=dict)
+    _tried_with: dict[str, str] = field(default_factory=dict)
+    """The version of the class that the last try of a claim was made with."""
 
     def work(self, uid: str) -> None:
         """Called by a worker with the UID of a claim, which may be gone."""
@@ -136,6 +138,11 @@ class ClaimWork:
         self.queue.forget(uid)
         self.store.claim_seen(uid, None)
         self._told_pause.pop(uid, None)
+        self._tried_with.pop(uid, None)
+
+    def was_tried_with(self, uid: str, storage_class: StorageClass) -> bool:
+        """Whether the last try saw the class as it is: a worker may be faster than the news."""
+        return self._tried_with.get(uid) == storage_class.metadata.resource_version
 
     def _look_at(self, claim: PersistentVolumeClaim) -> None:
         storage_class = self.classes.get(class_name(claim))
@@ -157,6 +164,7 @@ class ClaimWork:
             self.queue.add_after(claim.uid, PAUSE_S)
             return
         self._told_pause.pop(claim.uid, None)
+        self._tried_with[claim.uid] = storage_class.metadata.resource_version
         self._attempt(claim.uid, claim, lambda: self._provision(claim, storage_class))
 
     def _has_volume(self, claim: PersistentVolumeClaim) -> bool:

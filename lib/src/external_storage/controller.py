@@ -259,8 +259,10 @@ class ProvisionController:
             self._claim_queue.add(claim.uid, group=group)
 
     def _on_class(self, change: Change[StorageClass]) -> None:
-        if change.new is not None:
-            for claim in self._claims.lister.by_index("class", change.new.name):
+        if change.new is None:
+            return
+        for claim in self._claims.lister.by_index("class", change.new.name):
+            if not self._claim_work.was_tried_with(claim.uid, change.new):
                 self._claim_queue.wake(claim.uid, group=change.new.name)
 
     def _on_volume(self, change: Change[PersistentVolume]) -> None:

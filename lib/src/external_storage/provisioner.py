@@ -48,7 +48,7 @@ class ProvisioningFailed(ProvisionerError):
 
 
 class ProvisioningInBackground(ProvisionerError):
-    """The backend may still be at work: ask again, even if the claim is deleted meanwhile."""
+    """The backend may still be at work: ask again until it has ended one way or the other."""
 
 
 class Unchanged(ProvisionerError):

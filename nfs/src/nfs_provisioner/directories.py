@@ -7,15 +7,17 @@ a call has returned from is there after a power cut.
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import re
 import secrets
-import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from external_storage import sync_directory
 from external_storage.logs import get_logger
 
 log = get_logger(__name__)
@@ -36,6 +38,10 @@ def check_name(name: str) -> str:
     return name
 
 
+class RootInUse(Exception):
+    """Another process serves this export root."""
+
+
 class VolumeDirectories:
     """One directory per volume right below ``root``; ``state_dir`` is ours and never exported.
 
@@ -46,6 +52,7 @@ class VolumeDirectories:
         self.root = root
         self._state_dir = state_dir
         self._trash = state_dir / "trash"
+        self._lock: int | None = None
 
     def prepare(self) -> None:
         """Make ``state_dir`` (mode 0700) and the trash. To be called once, before the rest.
@@ -53,7 +60,7 @@ class VolumeDirectories:
         Raises ValueError if ``root`` has a link in it: Ganesha reports exports by the path it was
         given, and we open no links. Raises PermissionError if ``state_dir`` belongs to somebody
         else, who could then read and forge what we keep there; NotADirectoryError if it is a link;
-        other OSErrors.
+        other OSErrors; ``RootInUse`` if another process has the root.
         """
         if (resolved := self.root.resolve(strict=True)) != self.root:
             raise ValueError(f"{self.root} has a link in it, use {resolved}")
@@ -63,7 +70,29 @@ class VolumeDirectories:
             if owner != os.geteuid():
                 raise PermissionError(f"{self._state_dir} belongs to uid {owner}, not to us")
             os.fchmod(state, 0o700)
+        self._take_lock()
         self._trash.mkdir(mode=0o700, exist_ok=True)
+
+    def release(self) -> None:
+        """Let another process have the root."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _take_lock(self) -> None:
+        """Hold the root for as long as we live: two processes would give out the same ids."""
+        if self._lock is not None:
+            return
+        path = self._state_dir / "lock"
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise RootInUse(
+                f"{self.root} is in use by another nfs-provisioner: only one may serve it"
+            ) from None
+        self._lock = descriptor
 
     def path(self, name: str) -> Path:
         """Where the volume's directory is, whether it exists or not. ValueError for a bad name."""
@@ -91,6 +120,23 @@ class VolumeDirectories:
             os.fsync(root)
         return self.root / name
 
+    def exists(self, name: str) -> bool:
+        """Whether there is anything under the name. ValueError for a bad name."""
+        return os.path.lexists(self.path(name))
+
+    def remove_empty(self, name: str) -> bool:
+        """Remove the directory if nothing is in it; False if it is not empty. Missing is fine."""
+        try:
+            self.path(name).rmdir()
+        except FileNotFoundError:
+            return True
+        except OSError as error:
+            if error.errno == errno.ENOTEMPTY:
+                return False
+            raise
+        sync_directory(self.root)
+        return True
+
     def trash(self, name: str) -> Path | None:
         """Move the directory out of sight at once; None if there is none.
 
@@ -109,29 +155,25 @@ class VolumeDirectories:
             os.fsync(root)
         return self._trash / target
 
-    def empty_trash(self) -> list[str]:
+    def empty_trash(self, stop: Callable[[], bool] = lambda: False) -> list[str]:
         """Remove all that is in the trash; the names of the entries that are still there.
 
         An entry that cannot be removed is logged and left for the next time, the others go.
+        ``stop`` is asked between entries; what is left then goes the next time, too.
         """
-        left = []
+        left: set[str] = set()
         with _opened(self._trash) as trash:
-            for name in os.listdir(trash):  # noqa: PTH208 - Path has none for a descriptor
-                try:
-                    _remove(name, dir_fd=trash)
-                except OSError as error:
-                    log.warning("could not remove a deleted volume's data", entry=name, error=error)
-                    left.append(name)
-        return left
+            while not stop():
+                # Removing a directory moves those in it up here, so there may be new names.
+                names = set(os.listdir(trash)) - left  # noqa: PTH208 - Path has none for a descriptor
+                if not names:
+                    break
+                left |= {name for name in names if not _removed(name, trash)}
+            return sorted(os.listdir(trash))  # noqa: PTH208
 
-    def names(self) -> list[str]:
-        """The volumes' directories there are, sorted; other things below ``root`` are left out."""
-        with os.scandir(self.root) as entries:
-            return sorted(
-                entry.name
-                for entry in entries
-                if _NAME.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False)
-            )
+    def trash_entries(self) -> int:
+        """How many things wait in the trash."""
+        return sum(1 for _ in self._trash.iterdir())
 
 
 @contextmanager
@@ -152,10 +194,30 @@ def _refuse_other_kinds(name: str, root: int) -> None:
         raise NotADirectoryError(f"{kind} is in the place of the volume {name}")
 
 
-def _remove(name: str, *, dir_fd: int) -> None:
-    if not shutil.rmtree.avoids_symlink_attacks:  # true wherever we run; a port must notice
-        raise OSError("no safe way to remove a tree on this platform")
-    if stat.S_ISDIR(os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_mode):
-        shutil.rmtree(name, dir_fd=dir_fd)
-    else:
-        os.unlink(name, dir_fd=dir_fd)
+def _removed(name: str, trash: int) -> bool:
+    try:
+        _remove(name, trash)
+    except OSError as error:
+        log.warning("could not remove a deleted volume's data", entry=name, error=str(error))
+        return False
+    return True
+
+
+def _remove(name: str, trash: int) -> None:
+    """Remove one entry of the trash, a directory without going down into it.
+
+    The directories in it are moved up into the trash first, each to be removed as an entry of its
+    own: a tree may be deeper than any recursion, and than there are descriptors. A mount point in
+    it cannot be moved (EBUSY), so what is mounted there is safe.
+    """
+    if not stat.S_ISDIR(os.stat(name, dir_fd=trash, follow_symlinks=False).st_mode):
+        os.unlink(name, dir_fd=trash)
+        return
+    with _opened(name, dir_fd=trash) as directory, os.scandir(directory) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                target = secrets.token_hex(16)
+                os.rename(entry.name, target, src_dir_fd=directory, dst_dir_fd=trash)
+            else:
+                os.unlink(entry.name, dir_fd=directory)
+    os.rmdir(name, dir_fd=trash)

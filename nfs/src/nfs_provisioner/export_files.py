@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from external_storage.durable import replace_file, sync_directory
+from external_storage import replace_file, sync_directory
 from external_storage.logs import get_logger
 from nfs_provisioner.directories import check_name
 from nfs_provisioner.export_ids import LAST_ID, RESERVED_IDS
@@ -30,8 +30,6 @@ class Squash(StrEnum):
     NO_ROOT_SQUASH = "no_root_squash"
     ROOT_ID_SQUASH = "root_id_squash"
     """uid 0 and gid 0, but not their supplementary groups, which a volume's gid relies on."""
-    ROOT_SQUASH = "root_squash"
-    ALL_SQUASH = "all_squash"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,6 +134,13 @@ class ExportFiles:
         if not _holds(target, text):
             replace_file(target, text, staging=self._staging / target.name)
         return target
+
+    def read(self, name: str) -> Export | None:
+        """The export its file describes; None if there is no file or it cannot be read as one."""
+        try:
+            return parse(self.path(name).read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
+            return None
 
     def delete(self, name: str) -> None:
         """Remove the file, durably; a missing one is fine. Raises OSError."""

@@ -29,8 +29,7 @@ class ExportIds:
         self._lock = threading.Lock()
         self._by_name: dict[str, int] = {}
         self._names: dict[int, str] = {}
-        # Goes on above the highest id in use, because the ones freed last, before a restart, tend
-        # to be below it.
+        # Goes on above the highest id in use; what was freed before a restart is not known.
         used = used or {}
         start = max(used.values(), default=0) + 1
         for name, export_id in used.items():
@@ -69,6 +68,11 @@ class ExportIds:
             if export_id is not None:
                 del self._names[export_id]
                 self._free.append(export_id)
+
+    def of(self, name: str) -> int | None:
+        """The id of ``name``, if it has one."""
+        with self._lock:
+            return self._by_name.get(name)
 
     def used(self) -> dict[str, int]:
         """A copy: name → id."""

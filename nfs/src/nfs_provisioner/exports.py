@@ -86,7 +86,11 @@ class Exports:
         if not export.path.is_dir():  # Ganesha only says "block validation errors"
             raise ExportRejected(f"{export.path} is not a directory")
         with self._lock:
+            before = self._files.read(export.name)
             file = self._files.write(export)
+            if before is not None and before != export:
+                # A live export keeps the options it was added with.
+                self._manager.remove(export.export_id)
             try:
                 self._manager.add(file, export.export_id, path=export.path)
             except ExportRejected:

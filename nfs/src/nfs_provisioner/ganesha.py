@@ -20,6 +20,7 @@ from external_storage.logs import get_logger
 from nfs_provisioner.bus_relay import BusRelay
 from nfs_provisioner.exportmgr import BusUnavailable, ExportError, ExportManager
 from nfs_provisioner.ganesha_config import GaneshaConfig
+from nfs_provisioner.probe import null_call
 from nfs_provisioner.supervisor import SupervisedProcess
 
 log = get_logger(__name__)
@@ -36,6 +37,8 @@ _MTAB = Path("/etc/mtab")
 
 _PROBE_TIMEOUT_S = 2.0
 _STARTING_S = 5.0
+_LIFE_INTERVAL_S = 5.0
+_LIFE_LIMIT_S = 60.0
 _POLL_STARTING_S = 0.02
 _POLL_S = 0.5
 _GANESHA_PATIENCE_S = 10.0
@@ -89,6 +92,7 @@ class Ganesha:
         self._changed = threading.Event()
         self._stopping = threading.Event()
         self._ready = False
+        self._looked_at = self._answered_at = float("-inf")
         self._settled = threading.Event()
         self._start_error: str | None = None
         self._thread: threading.Thread | None = None
@@ -179,16 +183,16 @@ class Ganesha:
         self._manager.close()
 
     def serving(self) -> str | None:
-        """None if the NFS port takes TCP connections, else the reason why not.
+        """None if the server answers on the NFS port, else the reason why not.
 
         Takes at most 2 s. This alone is what readiness may hang on: an unready pod loses its
         Service endpoint and with it every client.
         """
         try:
-            with socket.create_connection(self._probe_address(), timeout=_PROBE_TIMEOUT_S):
-                return None
+            null_call(self._probe_address(), timeout_s=_PROBE_TIMEOUT_S)
         except OSError as error:
-            return f"port {self.config.port} does not take connections: {error}"
+            return f"no answer on NFS port {self.config.port}: {error}"
+        return None
 
     def manageable(self) -> str | None:
         """None if exports can be added and removed now, else the reason why not (at most 4 s)."""
@@ -234,6 +238,8 @@ class Ganesha:
             self._start_server()
         if not self._ready:
             self._look_for_ready()
+        elif self._server.pid is not None:
+            self._look_for_life()
 
     def _start_server(self) -> None:
         if (holder := self._port_trouble()) is not None:
@@ -263,11 +269,25 @@ class Ganesha:
         except ExportError:
             return
         self._ready = True
+        self._answered_at = time.monotonic()
         log.info("ganesha is ready", exports=exports, seconds=round(self._age_s(), 2))
         self._announce()
 
     def _age_s(self) -> float:
         return time.monotonic() - self._server.started_at
+
+    def _look_for_life(self) -> None:
+        """Kill a server that has not answered for a minute: every client of it hangs."""
+        now = time.monotonic()
+        if now - self._looked_at < _LIFE_INTERVAL_S:
+            return
+        self._looked_at = now
+        why = self.serving()
+        if why is None:
+            self._answered_at = now
+        elif now - self._answered_at > _LIFE_LIMIT_S:
+            log.error("ganesha killed, it does not answer", why=why, seconds=_LIFE_LIMIT_S)
+            self._server.kill()
 
     def _announce(self) -> None:
         if not self._settled.is_set():

@@ -10,11 +10,12 @@ Source: the option tables of NFS-Ganesha V4.3 (ganesha-core-config.8) and dbus-d
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from external_storage.durable import replace_file
+from external_storage import replace_file
 
 LOG_LEVELS = ("FATAL", "MAJ", "CRIT", "WARN", "EVENT", "INFO", "DEBUG", "FULL_DEBUG")
 
@@ -129,13 +130,20 @@ class GaneshaConfig:
         Raises ValueError as ``validate()`` does, and OSError.
         """
         self.validate()
-        # Not chmod: an existing one may be somebody's /run. Bus and relay check the uid as well.
         self.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _refuse_shared(self.run_dir)
         self.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         for directory in (self.exports_dir, self.recovery_dir):
             directory.mkdir(mode=0o700, exist_ok=True)
         replace_file(self.config_file, render_ganesha(self))
         replace_file(self.bus_config_file, render_bus(self))
+
+
+def _refuse_shared(directory: Path) -> None:
+    """What is run from here is run as root: nobody else may be able to change it."""
+    found = directory.stat()
+    if found.st_uid != os.geteuid() or found.st_mode & 0o022:
+        raise ValueError(f"run_dir {directory} must be ours, and writable by nobody else")
 
 
 def render_ganesha(config: GaneshaConfig) -> str:

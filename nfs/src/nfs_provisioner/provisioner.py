@@ -7,30 +7,35 @@ step finds out by itself whether it has been done before.
 
 from __future__ import annotations
 
-import threading
-import uuid
-from pathlib import Path
+from collections.abc import Mapping
 
 from external_storage import (
+    AssetRecord,
     AssetRecords,
+    AssetState,
     CannotStart,
     Context,
+    DamagedRecord,
     Ignored,
     PersistentVolume,
     ProvisionedVolume,
     Provisioner,
     ProvisioningFailed,
     ProvisionRequest,
+    Service,
     get_logger,
 )
-from external_storage.durable import replace_file
-from external_storage.kube.types import Service
-from nfs_provisioner.directories import VolumeDirectories
-from nfs_provisioner.exportmgr import BusUnavailable, Busy, ExportError, ExportManager
-from nfs_provisioner.exports import ExportFiles, ExportIds, Exports, Squash
+from nfs_provisioner.directories import RootInUse, VolumeDirectories
+from nfs_provisioner.export_details import DetailsError, ExportDetails, details_of
+from nfs_provisioner.export_files import PSEUDO_ROOT, Export, ExportFiles, Squash
+from nfs_provisioner.export_ids import ExportIds, ExportIdsExhausted
+from nfs_provisioner.exportmgr import ExportError, ExportManager
+from nfs_provisioner.exports import Exports
 from nfs_provisioner.ganesha import Ganesha, GaneshaError
 from nfs_provisioner.ganesha_config import GaneshaConfig
+from nfs_provisioner.identity import find_identity
 from nfs_provisioner.settings import NfsParameters, NfsSettings
+from nfs_provisioner.trash import TrashCollector
 
 log = get_logger(__name__)
 
@@ -38,8 +43,6 @@ PROVISIONER_ID = "nfs.external-storage/provisioner-id"
 """Annotation of a volume: the identity of the instance that has its directory."""
 
 _NFS_PORT = 2049
-_EXPORT_ID = "exportId"
-_TRASH_INTERVAL_S = 300.0
 _BUS_TIMEOUT_S = 10.0
 
 
@@ -64,15 +67,18 @@ class NfsProvisioner(Provisioner[NfsSettings, NfsParameters]):
         self._ganesha = Ganesha(
             config, before_start=self._files.load, on_restart=self._reconcile_exports
         )
-        self._trash = _TrashCollector(self._directories)
+        self._trash = TrashCollector(self._directories)
         self._started = False
+        self._damaged = 0
+        self._unserved = 0
 
     # -- life
 
     def start(self) -> None:
         try:
             self._prepare()
-        except (GaneshaError, ValueError) as error:
+            self._ganesha.start()
+        except (GaneshaError, RootInUse, ValueError) as error:
             raise CannotStart(str(error)) from error
         self._started = True
         self._reconcile_exports()
@@ -81,26 +87,40 @@ class NfsProvisioner(Provisioner[NfsSettings, NfsParameters]):
         log.info("serving", volumes=len(self._ids.used()), identity=self._identity)
 
     def _prepare(self) -> None:
-        """Everything up to a running server; ``ValueError`` for a state that cannot be used."""
+        """Everything before the server starts. One volume's damage must not keep it from that."""
         self._directories.prepare()
         self._files.prepare()
-        self._identity = _identity(self._state_dir)
-        records = AssetRecords(self._state_dir / "volumes")
-        self.records = records
-        # The files too, in case a record cannot be read: its volume keeps its id all the same.
-        used = {export.name: export.export_id for export in self._files.load().values()}
-        used |= {record.name: int(record.details[_EXPORT_ID]) for record in records.all()}
-        self._ids = ExportIds(used)
+        self._identity = find_identity(self._state_dir / "identity", self.context, self._server)
+        self.records = AssetRecords(self._state_dir / "volumes")
+        exports = self._files.load()
+        self._ids = ExportIds({export.name: export.export_id for export in exports.values()})
         self._exports = Exports(
             self.settings.export_root, files=self._files, manager=self._manager, ids=self._ids
         )
-        self._ganesha.start()
+        for record in self.records.all():
+            try:
+                self._restore(record, exports)
+            except (DetailsError, ValueError, OSError) as error:
+                self._damaged += 1
+                log.error("volume not served", volume=record.name, error=str(error))
+
+    def _restore(self, record: AssetRecord, exports: Mapping[str, Export]) -> None:
+        """Reserve a volume's export id, and write its export file again if that is lost."""
+        details = details_of(record)
+        if record.name in exports:
+            return
+        self._ids.claim(record.name, details.export_id)
+        if self._directories.exists(record.name):
+            export = self._describe(record.name, details)
+            self._files.write(export)
+            log.warning("export file written again from its record", volume=record.name)
 
     def stop(self) -> None:
         self._started = False
         self._trash.stop()
         self._ganesha.stop()
         self._manager.close()
+        self._directories.release()
 
     def check(self) -> str | None:
         if not self._started:
@@ -115,19 +135,13 @@ class NfsProvisioner(Provisioner[NfsSettings, NfsParameters]):
     def provision(self, request: ProvisionRequest[NfsParameters]) -> ProvisionedVolume:
         name, parameters = request.volume_name, request.parameters
         server = self._server()
-        export_id = self._ids.allocate(name)
-        self._record(request, export_id)
-        mode = 0o2777 if parameters.gid is None else 0o2770
-        self._directories.create(name, mode=mode, gid=parameters.gid)
-        squash = Squash.ROOT_ID_SQUASH if parameters.root_squash else Squash.NO_ROOT_SQUASH
-        export = self._exports.describe(name, export_id, squash=squash)
         try:
-            self._exports.publish(export)
-        except ExportError as error:
-            # Left as it is: the record says what was begun, and the next try goes on from here.
-            raise ProvisioningFailed(f"the volume cannot be exported yet: {error}") from error
+            self._make(request)
+        except (ExportError, ExportIdsExhausted, OSError) as error:
+            self._undo(name)
+            raise ProvisioningFailed(f"the volume cannot be exported: {_reason(error)}") from error
         return ProvisionedVolume(
-            source={"nfs": {"server": server, "path": export.pseudo}},
+            source={"nfs": {"server": server, "path": _pseudo(name)}},
             mount_options=self._mount_options(),
             gid=parameters.gid,
             annotations={PROVISIONER_ID: self._identity},
@@ -136,30 +150,86 @@ class NfsProvisioner(Provisioner[NfsSettings, NfsParameters]):
     def delete(self, volume: PersistentVolume) -> None:
         name = volume.name
         self._refuse_foreign(volume)
-        assert self.records is not None
-        record = self.records.get(name)
-        if record is not None:
-            try:
-                self._exports.withdraw(name, int(record.details[_EXPORT_ID]))
-            except (BusUnavailable, Busy) as error:
-                raise ProvisioningFailed(f"the export cannot be removed yet: {error}") from error
-        if self._directories.trash(name) is not None:
-            self._trash.wake()
-        self.records.forget(name)
+        try:
+            export_id = self._ids.of(name)
+            if export_id is not None:
+                self._exports.withdraw(name, export_id)
+            if self._directories.trash(name) is not None:
+                self._trash.wake()
+            self._records().forget(name)
+        except (ExportError, OSError) as error:
+            raise ProvisioningFailed(f"the volume cannot be removed: {_reason(error)}") from error
         # Last: as long as the record names the id, no other volume may get it.
         self._ids.release(name)
 
     # -- inside
 
-    def _record(self, request: ProvisionRequest[NfsParameters], export_id: int) -> None:
-        assert self.records is not None
-        known = self.records.get(request.volume_name)
-        if known is None or known.details.get(_EXPORT_ID) != export_id:
-            self.records.begin(
+    def _make(self, request: ProvisionRequest[NfsParameters]) -> None:
+        name, parameters = request.volume_name, request.parameters
+        squash = Squash.ROOT_ID_SQUASH if parameters.root_squash else Squash.NO_ROOT_SQUASH
+        details = ExportDetails(self._ids.allocate(name), squash)
+        self._record(request, details)
+        mode = 0o2777 if parameters.gid is None else 0o2770
+        self._directories.create(name, mode=mode, gid=parameters.gid)
+        self._exports.publish(self._describe(name, details))
+
+    def _undo(self, name: str) -> None:
+        """Take back what a failed try has made; never a directory with something in it."""
+        try:
+            record = self._records().get(name)
+            if record is not None and record.state is AssetState.PUBLISHED:
+                return
+            export_id = self._ids.of(name)
+            if export_id is not None:
+                self._exports.withdraw(name, export_id)
+            if self._directories.remove_empty(name):
+                self._records().forget(name)
+                self._ids.release(name)
+        except (DamagedRecord, ExportError, OSError) as error:
+            # What is left has its record, and the next try of the claim goes on from it.
+            log.warning("a failed volume could not be undone", volume=name, error=str(error))
+
+    def _record(self, request: ProvisionRequest[NfsParameters], details: ExportDetails) -> None:
+        known = self._records().get(request.volume_name)
+        wanted = details.as_json()
+        if known is None or known.details != wanted:
+            self._records().begin(
                 request.volume_name,
                 owner=self._identity,
                 claim_uid=request.claim.uid,
-                details={_EXPORT_ID: export_id},
+                details=wanted,
+            )
+
+    def _records(self) -> AssetRecords:
+        if self.records is None:
+            raise ProvisioningFailed("the NFS server has not been started")
+        return self.records
+
+    def _describe(self, name: str, details: ExportDetails) -> Export:
+        return self._exports.describe(name, details.export_id, squash=details.squash)
+
+    def _refuse_foreign(self, volume: PersistentVolume) -> None:
+        """Raise unless the volume is really the one whose directory we would remove.
+
+        Everything on a volume can be written by whoever may write volumes: its name alone must not
+        move a directory to the trash.
+        """
+        name, owner = volume.name, volume.metadata.annotations.get(PROVISIONER_ID)
+        if owner is None:
+            raise ProvisioningFailed(f"no annotation {PROVISIONER_ID}: nothing is removed")
+        if owner != self._identity:
+            raise Ignored(f"the volume belongs to the instance {owner}")
+        path = volume.spec.nfs.path if volume.spec.nfs is not None else "none"
+        if path != _pseudo(name):
+            raise ProvisioningFailed(
+                f"the volume's path {path} is not {_pseudo(name)}: nothing is removed"
+            )
+        record = self._records().get(name)
+        if record is None and self._directories.exists(name):
+            raise ProvisioningFailed(f"the directory {name} has no record: nothing is removed")
+        if record is not None and record.owner != self._identity:
+            raise ProvisioningFailed(
+                f"the record of {name} names another owner: nothing is removed"
             )
 
     def _export_metrics(self) -> None:
@@ -179,15 +249,16 @@ class NfsProvisioner(Provisioner[NfsSettings, NfsParameters]):
             "Volumes that have an export id",
             lambda: len(self._ids.used()),
         )
-
-    def _refuse_foreign(self, volume: PersistentVolume) -> None:
-        owner = volume.metadata.annotations.get(PROVISIONER_ID)
-        if owner is None:
-            raise ProvisioningFailed(
-                f"volume {volume.name} has no annotation {PROVISIONER_ID}: nothing is removed"
-            )
-        if owner != self._identity:
-            raise Ignored(f"the volume belongs to the instance {owner}")
+        metrics.gauge(
+            "nfs_provisioner_exports_failed",
+            "Volumes that are not served: damaged record, missing directory, refused export",
+            lambda: self._damaged + self._unserved,
+        )
+        metrics.gauge(
+            "nfs_provisioner_trash_entries",
+            "Directories of deleted volumes that are not removed yet",
+            self._directories.trash_entries,
+        )
 
     def _server(self) -> str:
         if self.settings.server_hostname:
@@ -213,53 +284,17 @@ class NfsProvisioner(Provisioner[NfsSettings, NfsParameters]):
         if not self._started:
             return
         try:
-            self._exports.reconcile()
+            report = self._exports.reconcile()
+            self._unserved = len(report.missing) + len(report.failed)
         except ExportError as error:
             # The server has read the files itself: what it serves is right or nearly so.
             log.warning("exports could not be reconciled", error=str(error))
 
 
-class _TrashCollector:
-    """Empties the trash behind the deletes, so that a big tree does not hold up its delete."""
-
-    def __init__(self, directories: VolumeDirectories) -> None:
-        self._directories = directories
-        self._wanted = threading.Event()
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="trash", daemon=True)
-
-    def start(self) -> None:
-        self._wanted.set()
-        self._thread.start()
-
-    def wake(self) -> None:
-        self._wanted.set()
-
-    def stop(self) -> None:
-        """Does not wait for a big tree: what is left is removed after the next start."""
-        self._stopping.set()
-        self._wanted.set()
-        if self._thread.is_alive():
-            self._thread.join(1.0)
-
-    def _run(self) -> None:
-        while not self._stopping.is_set():
-            self._wanted.wait(_TRASH_INTERVAL_S)
-            self._wanted.clear()
-            if self._stopping.is_set():
-                return
-            try:
-                self._directories.empty_trash()
-            except OSError as error:
-                log.warning("the trash cannot be emptied", error=str(error))
+def _pseudo(name: str) -> str:
+    return f"{PSEUDO_ROOT}/{name}"
 
 
-def _identity(state_dir: Path) -> str:
-    """The name of this instance, made once and kept with the data it owns."""
-    path = state_dir / "identity"
-    try:
-        return path.read_text().strip()
-    except FileNotFoundError:
-        identity = str(uuid.uuid4())
-        replace_file(path, identity + "\n")
-        return identity
+def _reason(error: Exception) -> str:
+    """Without paths of ours: users read it in an event."""
+    return str(error.strerror or error) if isinstance(error, OSError) else str(error)

@@ -12,10 +12,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from external_storage.testing.access import ControlPlaneError
     from external_storage.testing.controlplane import ControlPlane
+    from external_storage.testing.faultproxy import FaultProxy
 
-__all__ = ["ControlPlane", "ControlPlaneError"]
+__all__ = ["ControlPlane", "ControlPlaneError", "FaultProxy"]
 
-_HOMES = {"ControlPlane": "controlplane", "ControlPlaneError": "access"}
+_HOMES = {
+    "ControlPlane": "controlplane",
+    "ControlPlaneError": "access",
+    "FaultProxy": "faultproxy",
+}
 
 
 def __getattr__(name: str) -> object:
