@@ -12,6 +12,7 @@ from external_storage import events
 from external_storage.events import MAX_MESSAGE, EventRecorder
 from external_storage.kube.client import STRATEGIC_PATCH, Client
 from external_storage.kube.errors import (
+    AlreadyExists,
     Forbidden,
     KubeError,
     NotFound,
@@ -234,6 +235,15 @@ def test_an_event_outlasts_an_outage_of_any_length(
     recorder.normal(claim(), "Reason", "text")
     written(recorder)
     assert (len(server.events), len(server.requests), drops) == (1, 51, [])
+
+
+def test_an_event_whose_first_answer_was_lost_counts_as_written(
+    recorder: EventRecorder, server: Server, drops: list[str]
+) -> None:
+    server.answers = [AlreadyExists("it is there", code=409)]
+    recorder.normal(claim(), "Reason", "text")
+    written(recorder)
+    assert (len(server.requests), drops) == (1, [])
 
 
 def test_an_event_that_was_dropped_once_is_given_all_its_tries_again(

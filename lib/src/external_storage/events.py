@@ -16,7 +16,13 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from external_storage.kube.client import STRATEGIC_PATCH, Client
-from external_storage.kube.errors import KubeError, NotFound, ServerError, Unavailable
+from external_storage.kube.errors import (
+    AlreadyExists,
+    KubeError,
+    NotFound,
+    ServerError,
+    Unavailable,
+)
 from external_storage.kube.types import Event, KubeObject
 from external_storage.logs import get_logger
 from external_storage.workqueue import Backoff
@@ -179,15 +185,16 @@ class EventRecorder:
                 )
             except NotFound:
                 # The API server drops events after an hour: begin a new one.
-                entry.written = 0
+                entry.written, entry.name = 0, ""
         if not entry.written:
             self._create(entry, count, namespace)
         entry.written, entry.tries = count, 0
 
     def _create(self, entry: _Entry, count: int, namespace: str) -> None:
-        # The time makes the name one that nobody has used, in this run or in an earlier one.
-        about = entry.reference.get("name", "")[:200].rstrip("-.")
-        entry.name = f"{about}.{time.time_ns():x}"
+        if not entry.name:
+            # The time makes it a name that nobody has used; it stays for the tries that follow.
+            about = entry.reference.get("name", "")[:200].rstrip("-.")
+            entry.name = f"{about}.{time.time_ns():x}"
         fields = {
             "metadata": {"name": entry.name, "namespace": namespace},
             "involvedObject": entry.reference,
@@ -201,7 +208,11 @@ class EventRecorder:
             "reportingComponent": self._component,
             "reportingInstance": self._instance,
         }
-        self._client.create(Event, fields, namespace=namespace)
+        try:
+            self._client.create(Event, fields, namespace=namespace)
+        except AlreadyExists:
+            # An earlier try did arrive, only its answer was lost.
+            log.debug("event was written already", event=entry.name)
 
     def _drop(self, entry: _Entry, why: str) -> None:
         entry.tries = 0

@@ -87,6 +87,10 @@ def object_path(
 class Client:
     """A connection pool to one API server; safe to use from any number of threads.
 
+    A request whose reused connection is closed before the first byte of the answer is sent once
+    more, by libcurl and unseen: a ``create`` that was carried out may come back as
+    ``AlreadyExists``. Who creates must look whether what is there is theirs.
+
     Every method raises the errors of ``kube.errors``. Answers of 429 are obeyed: the call waits
     as long as the server says, at most 30 s and ten times, and only then raises.
     """
