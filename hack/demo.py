@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
-import os
 import shutil
 import signal
 import socket
@@ -90,7 +90,8 @@ def start_server(kubeconfig: Path, work: Path, root: Path) -> Server:
         f"--http-endpoint=127.0.0.1:{http_port}",
     ]
     with log.open("wb") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=file)
+        # In a session of its own: Ctrl-C is for the demo, which stops it in order.
+        process = subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)
     return Server(
         process=process, log=log, export_root=root, nfs_port=nfs_port, http_port=http_port
     )
@@ -165,12 +166,18 @@ It keeps running until Ctrl-C. To try next, in another terminal:
   kubectl apply -f {DEPLOY / "examples" / "claim.yaml"}
   kubectl get pvc,pv
   kubectl describe pvc {CLAIM}
-  nfs-ls '{server.url("/export/VOLUME")}'
-  curl http://127.0.0.1:{server.http_port}/healthz?verbose
+  VOLUME=$(kubectl get pvc {CLAIM} -o jsonpath={{.spec.volumeName}})
+  nfs-cp /etc/hostname "{server.url("/export/$VOLUME/hello")}"
+  nfs-ls "{server.url("/export/$VOLUME")}"
+  nfs-cat "{server.url("/export/$VOLUME/hello")}"
+  curl -s 'http://127.0.0.1:{server.http_port}/healthz?verbose'
   less {server.log}
 """
     )
-    signal.sigwait({signal.SIGINT, signal.SIGTERM})
+    with contextlib.suppress(KeyboardInterrupt):
+        while server.process.poll() is None:
+            time.sleep(0.5)
+        raise DemoFailed(f"nfs-provisioner ended with {server.process.returncode}")
 
 
 def stop(server: Server) -> None:
@@ -209,7 +216,9 @@ def main() -> int:
     parser.add_argument("--keep", action="store_true", help="leave it running until Ctrl-C")
     parser.add_argument("--root", type=Path, help="directory for the volumes")
     arguments = parser.parse_args()
-    os.environ.setdefault("PATH", "/usr/bin:/bin:/usr/sbin:/sbin")
+    # Also where the caller ignores SIGINT, as a script's background does.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     started = time.monotonic()
     work = Path(tempfile.mkdtemp(prefix="external-storage-demo-"))
     root: Path = (arguments.root or work / "export").resolve()
@@ -221,7 +230,7 @@ def main() -> int:
         run(plane, work, root, stay=arguments.keep)
         with step("stopping the control plane"):
             plane.stop()
-    except DemoFailed as error:
+    except (DemoFailed, subprocess.TimeoutExpired) as error:
         print(f"hack/demo: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -205,3 +205,13 @@ def test_a_user_without_a_home_directory_gets_the_same_error(
     monkeypatch.setattr("os.getuid", lambda: 4_000_000)
     with pytest.raises(ConfigError):
         load(environ={}, service_account_dir=tmp_path)
+
+
+def test_a_kubeconfig_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="missing: no such file"):
+        load(kubeconfig=str(tmp_path / "missing"), environ={}, service_account_dir=tmp_path)
+
+
+def test_an_address_without_credentials_says_what_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--master https://x: credentials are missing"):
+        load(master="https://x", environ={}, service_account_dir=tmp_path)

@@ -230,7 +230,7 @@ def test_bad_settings_exit_with_2_and_name_every_flag(program: Path) -> None:
     result = execute(program, "--root=srv", "--timeout=soon", "--http-endpoint=8080")
     assert result.returncode == 2
     assert result.stderr.splitlines() == [
-        "error: --timeout: 'soon' is not a duration: want 30s, 5m, 1h30m or seconds",
+        "error: --timeout: 'soon' is not a duration: want 30s, 5m, 1h30m or seconds, from 0",
         "error: --http-endpoint: '8080' is not HOST:PORT or :PORT",
         "error: --root: srv is not absolute",
     ]
@@ -266,10 +266,20 @@ def test_a_signal_stops_it_cleanly(program: Path, nowhere: str, number: signal.S
         assert process.wait(PATIENCE_S) == 0
 
 
-def test_a_second_signal_ends_it_at_once(program: Path, nowhere: str) -> None:
+def test_a_second_ctrl_c_ends_it_at_once_but_no_second_sigterm(program: Path, nowhere: str) -> None:
     with started(program, "--kubeconfig", nowhere, "--root=/hangs") as process:
         read_until(process.stderr, "list or watch failed")
         process.terminate()
         read_until(process.stderr, "hanging")
         process.terminate()
-        assert process.wait(PATIENCE_S) == 128 + signal.SIGTERM
+        process.send_signal(signal.SIGINT)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.5)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(PATIENCE_S) == 128 + signal.SIGINT
+
+
+def test_a_bad_variable_is_called_by_its_name() -> None:
+    code, output = call(env={"WORKER_THREADS": "x", "LOG_LEVEL": "loud"})
+    assert code == main.EXIT_USAGE
+    assert "error: WORKER_THREADS: 'x' is not a whole number" in output

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from external_storage import CannotStart
 from external_storage import manager as manager_module
 from external_storage.kube.auth import ClientConfig, NoToken
 from external_storage.kube.types import PersistentVolume
@@ -296,6 +297,9 @@ def test_an_address_that_is_taken_is_told_before_anything_starts(idle: list[str]
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        with pytest.raises(OSError, match="in use"), running(Idle, port=taken.getsockname()[1]):
+        with (
+            pytest.raises(CannotStart, match="--http-endpoint .* in use"),
+            running(Idle, port=taken.getsockname()[1]),
+        ):
             pass
     assert idle == []

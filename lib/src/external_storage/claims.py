@@ -176,8 +176,8 @@ class ClaimWork:
         """Make the asset, build the PersistentVolume and save it; None: not wanted any more."""
         if not self.store.still_wants_volume(claim):
             return None
-        self.events.normal(claim, "Provisioning", f"{self.name} is making a volume for this claim")
         request = self._request(claim, storage_class)
+        self.events.normal(claim, "Provisioning", f"{self.name} is making a volume for this claim")
         made = self.provisioner.provision(request)
         try:
             fields = build_volume(request, made)

@@ -186,11 +186,11 @@ def _duration(text: str) -> float:
         parts = _DURATION.findall(plain)
         if not parts or "".join(number + unit for number, unit in parts) != plain:
             raise ValueError(
-                f"{text!r} is not a duration: want 30s, 5m, 1h30m or seconds"
+                f"{text!r} is not a duration: want 30s, 5m, 1h30m or seconds, from 0"
             ) from None
         value = sum(float(number) * _UNIT_S[unit] for number, unit in parts)
     if not 0 <= value < float("inf"):
-        raise ValueError(f"{text!r} is not a duration: want 30s, 5m, 1h30m or seconds")
+        raise ValueError(f"{text!r} is not a duration: want 30s, 5m, 1h30m or seconds, from 0")
     return value
 
 

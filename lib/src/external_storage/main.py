@@ -11,6 +11,8 @@ from types import FrameType
 from typing import Any, NoReturn, Self
 
 import click
+from click.core import ParameterSource
+from prometheus_client import disable_created_metrics
 
 from external_storage import logs
 from external_storage.fields import FieldInfo, Problems
@@ -59,11 +61,17 @@ def build_command(provisioner_type: type[Provisioner[Any, Any]], *, name: str) -
     """The click command of a provisioner; its options are the fields of its settings."""
     settings_type = provisioner_type.settings_type
 
-    def callback(**given: str | None) -> int:
+    @click.pass_context
+    def callback(context: click.Context, /, **given: str | None) -> int:
         texts = {"provisioner_name": name}
         texts |= {key: value for key, value in given.items() if value is not None}
+        from_environment = {
+            info.name: info.env
+            for info in settings_type.fields()
+            if context.get_parameter_source(info.name) is ParameterSource.ENVIRONMENT
+        }
         try:
-            settings = settings_type.from_texts(texts)
+            settings = settings_type.from_texts(texts, called=from_environment)
         except Problems as error:
             for problem in error.problems:
                 click.echo(f"error: {problem}", err=True)
@@ -83,6 +91,8 @@ def build_command(provisioner_type: type[Provisioner[Any, Any]], *, name: str) -
 
 def serve(provisioner_type: type[Provisioner[Any, Any]], settings: Settings) -> int:
     """Run with checked settings until a signal comes; returns the exit code."""
+    # One more series for each counter and bucket, which nobody looks at.
+    disable_created_metrics()  # type: ignore[no-untyped-call]
     with _Signals() as signals:
         try:
             config = auth.load(kubeconfig=settings.kubeconfig, master=settings.master)
@@ -103,25 +113,27 @@ def serve(provisioner_type: type[Provisioner[Any, Any]], settings: Settings) -> 
 
 
 class _Signals:
-    """Waits for SIGTERM or SIGINT; a second one ends the process at once.
+    """Waits for SIGTERM or SIGINT; a second SIGINT, a person's impatience, ends it at once.
 
-    A pipe and not an Event: a handler that sets an Event while the same thread is about to wait for
-    it can block on the Event's own lock.
+    Through a wakeup descriptor, which any thread that the kernel gives the signal to writes to: an
+    Event set by a Python handler needs the main thread to run, and could block on its own lock.
+    The handlers stay when it is over: until its end, the process is not to be killed by a signal
+    that comes twice.
     """
 
     def __init__(self) -> None:
-        self._read, self._write = os.pipe()
-        self._received = False
-        self._before: dict[int, Any] = {}
+        self._interrupted = False
 
     def __enter__(self) -> Self:
+        self._read, self._write = os.pipe()
+        os.set_blocking(self._write, False)
         for number in (signal.SIGTERM, signal.SIGINT):
-            self._before[number] = signal.signal(number, self._handle)
+            signal.signal(number, self._handle)
+        signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
         return self
 
     def __exit__(self, *_exc: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        signal.set_wakeup_fd(-1)
         os.close(self._read)
         os.close(self._write)
 
@@ -129,10 +141,10 @@ class _Signals:
         os.read(self._read, 1)
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
-        if self._received:
-            os._exit(128 + number)
-        self._received = True
-        os.write(self._write, b"x")
+        if number == signal.SIGINT:
+            if self._interrupted:
+                os._exit(128 + number)
+            self._interrupted = True
 
 
 def _option(info: FieldInfo, name: str) -> click.Option:

@@ -14,7 +14,7 @@ from external_storage.kube.auth import ClientConfig
 from external_storage.kube.client import Client
 from external_storage.logs import get_logger
 from external_storage.metrics import Metrics
-from external_storage.provisioner import Context, Provisioner
+from external_storage.provisioner import CannotStart, Context, Provisioner
 from external_storage.settings import Settings
 
 log = get_logger(__name__)
@@ -52,7 +52,7 @@ class Manager:
         """A controller for one provisioner with its client, events, health and metrics.
 
         Raises:
-            OSError: the HTTP endpoint's address cannot be had.
+            CannotStart: the HTTP endpoint's address cannot be had.
         """
         manager = cls(stop_timeout_s=settings.shutdown_timeout)
         metrics = Metrics()
@@ -73,12 +73,16 @@ class Manager:
         )
         address = settings.http_address()
         if address is not None:
-            server = HealthServer(
-                address,
-                _health(provisioner, controller),
-                metrics=metrics.render,
-                metrics_path=settings.metrics_path,
-            )
+            try:
+                server = HealthServer(
+                    address,
+                    _health(provisioner, controller),
+                    metrics=metrics.render,
+                    metrics_path=settings.metrics_path,
+                )
+            except OSError as error:
+                why = f"--http-endpoint {settings.http_endpoint}: {error.strerror or error}"
+                raise CannotStart(why) from error
             manager.add("health", server.start, lambda _: server.stop())
         manager.add("client", _nothing, lambda _: client.close())
         manager.add("provisioner", provisioner.start, lambda _: provisioner.stop())

@@ -74,9 +74,12 @@ class Settings:
         return fields_of(cls)
 
     @classmethod
-    def from_texts(cls, texts: Mapping[str, str]) -> Self:
-        """Build from texts by field name; ``Problems`` names the flag of each bad value."""
-        names = {info.name: info.flag for info in cls.fields()}
+    def from_texts(
+        cls, texts: Mapping[str, str], *, called: Mapping[str, str] | None = None
+    ) -> Self:
+        """Build from texts by field name; ``Problems`` names the flag of each bad value, or what
+        ``called`` says its text came from."""
+        names = {info.name: info.flag for info in cls.fields()} | dict(called or {})
         built: Self = build(cls, texts, names)
         return built
 
@@ -99,7 +102,7 @@ class Settings:
             yield f"--http-endpoint: {self.http_endpoint!r} is not HOST:PORT or :PORT"
         if not self.metrics_path.startswith("/"):
             yield f"--metrics-path: {self.metrics_path!r} does not begin with /"
-        if self.log_level not in _LEVELS:
+        if self.log_level.lower() not in _LEVELS:
             yield f"--log-level: {self.log_level!r} is not one of: {', '.join(_LEVELS)}"
 
     def http_address(self) -> tuple[str, int] | None:

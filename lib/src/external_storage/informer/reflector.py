@@ -114,6 +114,8 @@ class Reflector(Generic[T]):
                 self._log.info("resource version is gone, listing again", reason=str(error))
                 # An API server that answers every watch with 410 must not be listed in a loop.
             except KubeError as error:
+                if self._stop.is_set():
+                    return
                 self._log.warning("list or watch failed", error=str(error))
             except Exception:
                 # A defect in a handler or in our decoding; the outage must still end by itself.

@@ -124,6 +124,8 @@ def load(
     default = Path(os.path.expanduser("~/.kube/config"))  # noqa: PTH111 - Path.expanduser may raise
     if default.exists():
         return from_kubeconfig(str(default), master=master, environ=environ)
+    if master:
+        raise ConfigError(f"--master {master}: credentials are missing, give --kubeconfig too")
     raise ConfigError(
         "no API server: not in a pod (KUBERNETES_SERVICE_HOST and a service account token), "
         "and neither --kubeconfig, KUBECONFIG nor ~/.kube/config is there"
@@ -160,6 +162,9 @@ def from_kubeconfig(
     """What ``path`` (None: the default places) says, read by the ``kubernetes`` package."""
     from kubernetes import client, config
 
+    for name in (path or "").split(":"):
+        if name and not Path(name).exists():
+            raise ConfigError(f"kubeconfig {name}: no such file")
     loaded: Configuration = client.Configuration()
     try:
         config.load_kube_config(  # type: ignore[no-untyped-call]
@@ -169,7 +174,7 @@ def from_kubeconfig(
             config_file=path
         )
     except Exception as error:  # the package raises whatever its parsers do
-        raise ConfigError(f"kubeconfig {path or 'default'}: {error}") from error
+        raise ConfigError(f"kubeconfig {path}: cannot be used: {error}") from error
     if getattr(loaded, "tls_server_name", None):
         raise ConfigError(f"kubeconfig {path or 'default'}: tls-server-name is not supported")
     return ClientConfig(
