@@ -298,7 +298,7 @@ def test_an_address_that_is_taken_is_told_before_anything_starts(idle: list[str]
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         with (
-            pytest.raises(CannotStart, match="--http-endpoint .* in use"),
+            pytest.raises(CannotStart, match=r"--http-endpoint .* in use"),
             running(Idle, port=taken.getsockname()[1]),
         ):
             pass
