@@ -10,7 +10,7 @@ import pytest
 
 from external_storage import events
 from external_storage.events import MAX_MESSAGE, EventRecorder
-from external_storage.kube.client import STRATEGIC_PATCH, Client
+from external_storage.kube.client import Client
 from external_storage.kube.errors import (
     AlreadyExists,
     Forbidden,
@@ -19,6 +19,7 @@ from external_storage.kube.errors import (
     ServerError,
     Unavailable,
 )
+from external_storage.kube.request import STRATEGIC_PATCH
 from external_storage.testing.builders import Clock, claim, volume
 from external_storage.workqueue import Backoff
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
-from external_storage.kube.client import STRATEGIC_PATCH, Client
+from external_storage.kube.client import Client
 from external_storage.kube.errors import (
     AlreadyExists,
     KubeError,
@@ -23,6 +23,7 @@ from external_storage.kube.errors import (
     ServerError,
     Unavailable,
 )
+from external_storage.kube.request import STRATEGIC_PATCH
 from external_storage.kube.types import Event, KubeObject
 from external_storage.logs import get_logger
 from external_storage.workqueue import Backoff

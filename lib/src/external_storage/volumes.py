@@ -11,7 +11,7 @@ from typing import Any
 from external_storage.decision import PROCEED, Decision, skip
 from external_storage.events import EventRecorder
 from external_storage.informer import Lister
-from external_storage.kube.client import STRATEGIC_PATCH, Client
+from external_storage.kube.client import Client
 from external_storage.kube.errors import Conflict, NotFound
 from external_storage.kube.names import (
     ANN_MIGRATED_TO,
@@ -21,6 +21,7 @@ from external_storage.kube.names import (
     PHASE_RELEASED,
     POLICY_DELETE,
 )
+from external_storage.kube.request import STRATEGIC_PATCH
 from external_storage.kube.types import PersistentVolume, PersistentVolumeClaim
 from external_storage.logs import get_logger
 from external_storage.metrics import Metrics

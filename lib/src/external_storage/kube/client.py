@@ -1,4 +1,4 @@
-"""Requests to the API server: built as data first, then sent.
+"""The client: typed objects in, typed objects and errors out.
 
 The transport is libcurl. Measured against a real API server it costs a quarter of urllib3's CPU
 a request and releases the interpreter lock while it waits, so that threads help. Everything that
@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from typing import Any, Generic, TypeVar
-from urllib.parse import quote, urlencode
 
 import msgspec
 
@@ -24,18 +22,14 @@ from external_storage.kube.errors import (
     Unavailable,
     from_response,
 )
+from external_storage.kube.request import MERGE_PATCH, Request, object_path
 from external_storage.kube.transport import Response, Stream, Transport
 from external_storage.kube.types import KubeObject, KubeStruct, ListMeta, encode_new
 
 T = TypeVar("T", bound=KubeObject)
 D = TypeVar("D")
 
-JSON = "application/json"
-MERGE_PATCH = "application/merge-patch+json"
-STRATEGIC_PATCH = "application/strategic-merge-patch+json"
-
 PAGE_SIZE = 500
-DEFAULT_TIMEOUT_S = 30.0
 _MAX_THROTTLED_TRIES = 10
 _MAX_RETRY_AFTER_S = 30.0
 
@@ -48,40 +42,6 @@ class ObjectList(KubeStruct, Generic[T], frozen=True):
 
     metadata: ListMeta = ListMeta()
     items: list[T] = []
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
-    """One request, ready to be sent."""
-
-    method: str
-    path: str
-    verb: str
-    """The API verb, as in RBAC: get, list, watch, create, update, patch, delete."""
-    resource: str
-    query: Mapping[str, str] = field(default_factory=dict)
-    body: bytes | None = None
-    content_type: str = JSON
-    timeout_s: float = DEFAULT_TIMEOUT_S
-    compressed: bool = False
-
-    @property
-    def target(self) -> str:
-        """Path and query, as they go on the wire."""
-        return f"{self.path}?{urlencode(self.query)}" if self.query else self.path
-
-
-def object_path(
-    kind: type[KubeObject], *, namespace: str = "", name: str = "", subresource: str = ""
-) -> str:
-    """The URL path of a kind, of one object, or of its subresource."""
-    version = kind.API_VERSION
-    parts = ["/apis" if "/" in version else "/api", version]
-    if kind.NAMESPACED and namespace:
-        parts += ["namespaces", quote(namespace, safe="")]
-    parts.append(kind.RESOURCE)
-    parts += [quote(part, safe="") for part in (name, subresource) if part]
-    return "/".join(parts)
 
 
 class Client:

@@ -8,15 +8,12 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import pycurl
 
 from external_storage.kube.auth import ClientConfig
 from external_storage.kube.errors import Unauthorized, Unavailable, from_response
-
-if TYPE_CHECKING:
-    from external_storage.kube.client import Request
+from external_storage.kube.request import Request
 
 _CONNECT_TIMEOUT_MS = 10_000
 _KEEPALIVE_IDLE_S = 30
