@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from external_storage import sync_directory
+from external_storage.confine import Confined
 from external_storage.logs import get_logger
 
 log = get_logger(__name__)
@@ -159,17 +160,19 @@ class VolumeDirectories:
         """Remove all that is in the trash; the names of the entries that are still there.
 
         An entry that cannot be removed is logged and left for the next time, the others go.
-        ``stop`` is asked between entries; what is left then goes the next time, too.
+        ``stop`` is asked before each file; what is left then goes the next time, too.
         """
-        left: set[str] = set()
-        with _opened(self._trash) as trash:
-            while not stop():
-                # Removing a directory moves those in it up here, so there may be new names.
-                names = set(os.listdir(trash)) - left  # noqa: PTH208 - Path has none for a descriptor
-                if not names:
+        with Confined(self._trash) as trash:
+            for name in trash.listdir():
+                if stop():
                     break
-                left |= {name for name in names if not _removed(name, trash)}
-            return sorted(os.listdir(trash))  # noqa: PTH208
+                try:
+                    trash.remove_tree(name, stop=stop)
+                except OSError as error:
+                    log.warning(
+                        "could not remove a deleted volume's data", entry=name, error=str(error)
+                    )
+            return sorted(trash.listdir())
 
     def trash_entries(self) -> int:
         """How many things wait in the trash."""
@@ -192,32 +195,3 @@ def _refuse_other_kinds(name: str, root: int) -> None:
     if not stat.S_ISDIR(mode):
         kind = "a symbolic link" if stat.S_ISLNK(mode) else "no directory"
         raise NotADirectoryError(f"{kind} is in the place of the volume {name}")
-
-
-def _removed(name: str, trash: int) -> bool:
-    try:
-        _remove(name, trash)
-    except OSError as error:
-        log.warning("could not remove a deleted volume's data", entry=name, error=str(error))
-        return False
-    return True
-
-
-def _remove(name: str, trash: int) -> None:
-    """Remove one entry of the trash, a directory without going down into it.
-
-    The directories in it are moved up into the trash first, each to be removed as an entry of its
-    own: a tree may be deeper than any recursion, and than there are descriptors. A mount point in
-    it cannot be moved (EBUSY), so what is mounted there is safe.
-    """
-    if not stat.S_ISDIR(os.stat(name, dir_fd=trash, follow_symlinks=False).st_mode):
-        os.unlink(name, dir_fd=trash)
-        return
-    with _opened(name, dir_fd=trash) as directory, os.scandir(directory) as entries:
-        for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
-                target = secrets.token_hex(16)
-                os.rename(entry.name, target, src_dir_fd=directory, dst_dir_fd=trash)
-            else:
-                os.unlink(entry.name, dir_fd=directory)
-    os.rmdir(name, dir_fd=trash)
