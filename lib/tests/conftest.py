@@ -29,7 +29,7 @@ from external_storage.kube.client import Client
 from external_storage.kube.errors import KubeError, NotFound
 from external_storage.kube.names import ANN_PROVISIONED_BY
 from external_storage.kube.types import Event
-from external_storage.testing import ControlPlane
+from external_storage.testing import ControlPlane, FaultProxy
 
 LIMIT_S = 60.0
 
@@ -234,6 +234,23 @@ def rig(control_plane: ControlPlane, api: Client, namespace: str, tmp_path: Path
         made.clean_up()
     leaked = [t.name for t in threading.enumerate() if t.name.startswith(("informer", "claims-"))]
     assert not leaked, f"threads left after stop: {leaked}"
+
+
+@pytest.fixture
+def proxy(control_plane: ControlPlane) -> Iterator[FaultProxy]:
+    """Between a client and the API server; without a rule it passes everything on."""
+    with FaultProxy(control_plane) as running:
+        yield running
+    left = [t.name for t in threading.enumerate() if t.name.startswith("faultproxy")]
+    assert not left
+
+
+@pytest.fixture
+def client(proxy: FaultProxy) -> Iterator[Client]:
+    """Through the proxy, as admin; a fresh one has no connection yet."""
+    made = Client(auth.load(kubeconfig=str(proxy.kubeconfig())), user_agent="under-test")
+    yield made
+    made.close()
 
 
 @pytest.fixture

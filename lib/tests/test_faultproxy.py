@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -31,22 +31,6 @@ from external_storage.testing.requestlog import parse_request
 CLAIMS = "persistentvolumeclaims"
 LIMIT_S = 60.0
 Until = Callable[..., Any]
-
-
-@pytest.fixture
-def proxy(control_plane: ControlPlane) -> Iterator[FaultProxy]:
-    with FaultProxy(control_plane) as running:
-        yield running
-    left = [t.name for t in threading.enumerate() if t.name.startswith("faultproxy")]
-    assert not left
-
-
-@pytest.fixture
-def client(proxy: FaultProxy) -> Iterator[Client]:
-    """Through the proxy, as admin; a fresh one has no connection yet."""
-    made = Client(auth.load(kubeconfig=str(proxy.kubeconfig())), user_agent="under-test")
-    yield made
-    made.close()
 
 
 def create(client: Client, namespace: str, name: str = "data") -> PersistentVolumeClaim:

@@ -31,22 +31,6 @@ LIMIT_S = 60.0
 Until = Callable[..., Any]
 
 
-@pytest.fixture
-def proxy(control_plane: ControlPlane) -> Iterator[FaultProxy]:
-    with FaultProxy(control_plane) as running:
-        yield running
-    left = [t.name for t in threading.enumerate() if t.name.startswith("faultproxy")]
-    assert not left
-
-
-@pytest.fixture
-def client(proxy: FaultProxy) -> Iterator[Client]:
-    """Through the proxy, as admin; a fresh one has no connection yet."""
-    made = Client(auth.load(kubeconfig=str(proxy.kubeconfig())), user_agent="under-test")
-    yield made
-    made.close()
-
-
 def create(client: Client, namespace: str, name: str = "data") -> PersistentVolumeClaim:
     body = {
         "metadata": {"name": name},

@@ -15,18 +15,12 @@ import pytest
 from external_storage import PersistentVolume, PersistentVolumeClaim, ProvisioningFailed
 from external_storage.kube.errors import NotFound
 from external_storage.kube.names import ANN_PROVISIONED_BY
-from external_storage.testing import ControlPlane, FaultProxy
+from external_storage.testing import FaultProxy
 from external_storage.workqueue import Backoff
 
 CLAIMS, VOLUMES = "persistentvolumeclaims", "persistentvolumes"
 LIMIT_S = 60.0
 Until = Callable[..., Any]
-
-
-@pytest.fixture
-def proxy(control_plane: ControlPlane) -> Iterator[FaultProxy]:
-    with FaultProxy(control_plane) as running:
-        yield running
 
 
 @pytest.fixture
