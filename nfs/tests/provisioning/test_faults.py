@@ -88,10 +88,13 @@ def test_killed_while_provisioning_ends_with_every_claim_bound_once(
     takes_s = _timed(create_and_wait)
     delete_all()
     cut_short = 0
-    for _ in range(ROUNDS):
-        killed_at = random.uniform(0.0, takes_s)
+    for number in range(ROUNDS):
         with _in_background(create):
-            time.sleep(killed_at)
+            if number % 2:
+                time.sleep(random.uniform(0.0, takes_s))
+            else:
+                made = random.randrange(1, CLAIMS)
+                wait_until(lambda: len(deployment.volumes()) >= made, what=f"{made} volumes")  # noqa: B023
             deployment.kill(with_children=with_children)
         cut_short += 0 < len(deployment.volumes()) < CLAIMS
         deployment.start()
@@ -122,12 +125,15 @@ def test_killed_while_deleting_leaves_nothing(
     create()
     takes_s = _timed(lambda: (deployment.delete_claims(), deployment.wait_gone()))
     cut_short = 0
-    for _ in range(ROUNDS):
+    for number in range(ROUNDS):
         wait_until(lambda: not deployment.claims(), what="the claims are gone")
         create()
-        killed_at = random.uniform(0.0, takes_s)
         with _in_background(deployment.delete_claims):
-            time.sleep(killed_at)
+            if number % 2:
+                time.sleep(random.uniform(0.0, takes_s))
+            else:
+                left = random.randrange(1, CLAIMS)
+                wait_until(lambda: len(deployment.volumes()) <= left, what=f"{left} left")  # noqa: B023
             deployment.kill(with_children=with_children)
         cut_short += 0 < len(deployment.volumes()) < CLAIMS
         deployment.start()
@@ -139,7 +145,8 @@ def test_killed_while_deleting_leaves_nothing(
 
 
 def _timed(work: Callable[[], object]) -> float:
-    """Seconds that the work takes undisturbed: the kills are spread over as many."""
+    """Seconds that the work takes undisturbed: every other kill falls at a random one of them, the
+    others when a random part of the work is done."""
     started = time.monotonic()
     work()
     return time.monotonic() - started
