@@ -28,7 +28,7 @@ from external_storage.kube import auth
 from external_storage.kube.client import Client
 from external_storage.kube.errors import KubeError, NotFound
 from external_storage.kube.names import ANN_PROVISIONED_BY
-from external_storage.kube.types import Event
+from external_storage.kube.types import Event, KubeObject, Node
 from external_storage.testing import ControlPlane, FaultProxy
 
 LIMIT_S = 60.0
@@ -113,6 +113,7 @@ class Rig:
             "root": str(self.root),
             "retry_interval_start": "0.1",
             "retry_interval_max": "2",
+            "leader_elect": "false",
         }
         checked = FolderSettings.from_texts({**texts, **settings})
         config = auth.load(kubeconfig=str(self.plane.kubeconfig))
@@ -134,7 +135,15 @@ class Rig:
         name = f"{self.namespace}{name}"
         body = {"metadata": {"name": name}, "provisioner": self.name, **fields}
         made = self.api.create(StorageClass, body)
-        self.stack.callback(self._drop_class, made.name)
+        self.stack.callback(self.drop, StorageClass, made.name)
+        return made.name
+
+    def node(self, name: str = "", **labels: str) -> str:
+        """Register a node that no kubelet runs on; its name, also its hostname label."""
+        name = f"{self.namespace}{name}"
+        body = {"metadata": {"name": name, "labels": {"kubernetes.io/hostname": name, **labels}}}
+        made = self.api.create(Node, body)
+        self.stack.callback(self.drop, Node, made.name)
         return made.name
 
     def claim(self, name: str, storage_class: str, **spec: Any) -> PersistentVolumeClaim:
@@ -190,10 +199,10 @@ class Rig:
         event: Event = found[0]
         return event
 
-    def _drop_class(self, name: str) -> None:
+    def drop(self, kind: type[KubeObject], name: str) -> None:
         try:
-            current = self.api.get(StorageClass, name)
-            self.api.delete(StorageClass, name, uid=current.uid)
+            current = self.api.get(kind, name)
+            self.api.delete(kind, name, uid=current.uid)
         except NotFound:
             return
 

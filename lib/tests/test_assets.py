@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from external_storage.assets import AssetRecord, AssetRecords, AssetState, DamagedRecord
+from external_storage.testing import builders
 
 GOOD = b'{"name":"pvc-1","state":"published","owner":"o","claim_uid":"u"}'
 
@@ -24,7 +25,9 @@ def records(directory: Path) -> AssetRecords:
 
 
 def begin(records: AssetRecords, name: str = "pvc-1") -> AssetRecord:
-    return records.begin(name, owner="node-1", claim_uid="uid", details={"export": 7})
+    return records.begin(
+        name, claim=builders.claim(uid="uid"), owner="node-1", details={"export": 7}
+    )
 
 
 def test_a_record_is_provisioning_from_its_beginning(records: AssetRecords) -> None:
@@ -55,7 +58,7 @@ def test_records_are_there_after_a_restart(records: AssetRecords, directory: Pat
 def test_begin_replaces_an_earlier_record(records: AssetRecords) -> None:
     begin(records)
     records.publish("pvc-1")
-    record = records.begin("pvc-1", owner="node-2", claim_uid="other", details={})
+    record = records.begin("pvc-1", claim=builders.claim(uid="other"), owner="node-2")
     assert records.all() == [record]
 
 
@@ -204,5 +207,5 @@ def test_details_are_read_as_they_were_written(
     tmp_path_factory: pytest.TempPathFactory, details: dict[str, object]
 ) -> None:
     records = AssetRecords(tmp_path_factory.getbasetemp() / "shared" / "records")
-    written = records.begin("pvc-1", owner="o", claim_uid="u", details=details)
+    written = records.begin("pvc-1", claim=builders.claim(uid="u"), owner="o", details=details)
     assert records.get("pvc-1") == written

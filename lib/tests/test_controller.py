@@ -120,10 +120,11 @@ def test_claims_that_are_not_ours_or_not_ready_are_untouched(rig: Any, until: Un
     rig.claim("late", ours)
     rig.bound("late")
     assert provisioner.provisioned == ["late"]
-    node = {"metadata": {"annotations": {ANN_SELECTED_NODE: "node-7"}}}
+    chosen = rig.node()
+    node = {"metadata": {"annotations": {ANN_SELECTED_NODE: chosen}}}
     rig.api.patch(PersistentVolumeClaim, "waiting", node, namespace=rig.namespace)
     rig.bound("waiting")
-    assert provisioner.requests[-1].selected_node == "node-7"
+    assert provisioner.requests[-1].selected_node == chosen
     assert provisioner.provisioned == ["late", "waiting"]
     rig.api.delete(StorageClass, foreign.name, uid=foreign.uid)
 
@@ -141,7 +142,7 @@ def test_a_mistyped_parameter_is_one_event_and_a_fixed_class_wakes_the_claim(
     assert provisioner.provisioned == []
     assert rig.get_claim("data").status.phase == "Pending"
     # Parameters cannot be changed: an admin deletes the class and creates it again.
-    rig._drop_class(storage_class)
+    rig.drop(StorageClass, storage_class)
     rig.storage_class(parameters={"rootSquash": "true"})
     rig.bound("data")
     (only,) = rig.events("data", "ProvisioningFailed")

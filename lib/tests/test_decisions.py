@@ -6,15 +6,17 @@ from typing import Any
 import pytest
 
 from external_storage.claims import (
+    Abilities,
+    populated_from,
     requested_provisioner,
     selected_node,
     should_provision,
-    volume_name,
     why_refused,
     worth_another_try,
 )
 from external_storage.decision import PROCEED, Decision
 from external_storage.kube.names import (
+    ACCESS_MODES,
     ANN_BETA_STORAGE_CLASS,
     ANN_BETA_STORAGE_PROVISIONER,
     ANN_MIGRATED_TO,
@@ -28,21 +30,26 @@ from external_storage.kube.types import (
     StorageClass,
     TypedReference,
 )
-from external_storage.persistent_volume import class_name
+from external_storage.persistent_volume import class_name, is_ours
 from external_storage.testing.builders import PROVISIONER, claim, storage_class, volume
-from external_storage.volumes import finalizer_change, is_ours, should_delete, still_wanted
+from external_storage.volumes import finalizer_change, should_delete, still_wanted
 
 OTHER = "example.com/other"
+CLAIM = TypedReference(kind="PersistentVolumeClaim", name="c")
+ELSEWHERE = TypedReference(kind="PersistentVolumeClaim", name="c", namespace="there")
+SNAPSHOT = TypedReference(api_group="snapshot.storage.k8s.io", kind="VolumeSnapshot", name="s")
 WAIT = "WaitForFirstConsumer"
 CLASS = storage_class()
+NOTHING = Abilities(access_modes=ACCESS_MODES)
+BLOCK = Abilities(access_modes=ACCESS_MODES, supports_block=True)
 
 
 def provision(made: PersistentVolumeClaim, its_class: StorageClass | None = CLASS) -> Decision:
-    return should_provision(made, its_class, provisioner_name=PROVISIONER)
+    return should_provision(made, its_class, names=(PROVISIONER,))
 
 
 def delete(made: PersistentVolume, its_claim: PersistentVolumeClaim | None = None) -> Decision:
-    return should_delete(made, its_claim, provisioner_name=PROVISIONER)
+    return should_delete(made, its_claim, names=(PROVISIONER,))
 
 
 def released(**changes: Any) -> PersistentVolume:
@@ -109,24 +116,18 @@ def test_the_annotation_of_old_names_the_provisioner_where_the_new_one_is_missin
     assert requested_provisioner(both) == OTHER
 
 
-def test_the_volume_is_named_after_the_claims_uid() -> None:
-    assert volume_name(claim(uid="1-2-3")) == "pvc-1-2-3"
-
-
 # -- why_refused
 
 
 def test_a_plain_claim_is_not_refused() -> None:
-    assert why_refused(claim(), supports_block=False) is None
-    assert why_refused(claim(volume_mode=None), supports_block=False) is None
+    assert why_refused(claim(), NOTHING) is None
+    assert why_refused(claim(volume_mode=None), NOTHING) is None
 
 
 def test_block_mode_is_refused_unless_it_is_supported() -> None:
     block = claim(volume_mode="Block")
-    assert why_refused(block, supports_block=True) is None
-    assert why_refused(block, supports_block=False) == (
-        "volumeMode Block is not supported: use Filesystem"
-    )
+    assert why_refused(block, BLOCK) is None
+    assert why_refused(block, NOTHING) == ("volumeMode Block is not supported: use Filesystem")
 
 
 @pytest.mark.parametrize(
@@ -134,16 +135,34 @@ def test_block_mode_is_refused_unless_it_is_supported() -> None:
     [
         (claim(selector=LabelSelector()), "spec.selector"),
         (claim(attributes_class="gold"), "spec.volumeAttributesClassName"),
-        (claim(data_source=TypedReference(kind="VolumeSnapshot", name="s")), "spec.dataSource"),
-        (claim(data_source_ref=TypedReference(kind="X", name="x")), "spec.dataSourceRef"),
+        (claim(access_modes=("Maybe",)), "accessModes"),
+        (claim(data_source=CLAIM), "spec.dataSource"),
+        (claim(data_source_ref=CLAIM), "spec.dataSource"),
+        (claim(data_source_ref=ELSEWHERE), "spec.dataSourceRef.namespace"),
     ],
 )
 def test_what_no_provisioner_can_give_is_refused_by_its_field(
     made: PersistentVolumeClaim, what: str
 ) -> None:
-    refusal = why_refused(made, supports_block=True)
+    refusal = why_refused(made, BLOCK)
     assert refusal is not None
     assert what in refusal
+
+
+@pytest.mark.parametrize(
+    ("made", "kind"),
+    [
+        (claim(), None),
+        (claim(data_source=CLAIM, data_source_ref=CLAIM), None),
+        (claim(data_source=SNAPSHOT), "VolumeSnapshot.snapshot.storage.k8s.io"),
+        (claim(data_source_ref=TypedReference(kind="Thing", name="x")), "Thing"),
+    ],
+)
+def test_a_source_of_another_kind_is_a_populators(
+    made: PersistentVolumeClaim, kind: str | None
+) -> None:
+    assert populated_from(made) == kind
+    assert why_refused(made, Abilities(access_modes=ACCESS_MODES, supports_clone=True)) is None
 
 
 # -- worth_another_try

@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from external_storage.deadline import Deadline
 from external_storage.kube.names import (
     ANN_BETA_STORAGE_CLASS,
     ANN_GID,
@@ -24,7 +25,7 @@ from external_storage.kube.types import (
 )
 from external_storage.parameters import NoParameters, Parameters
 from external_storage.persistent_volume import UnfitVolume, as_volume, build_volume
-from external_storage.provisioner import Deadline, ProvisionedVolume, ProvisionRequest
+from external_storage.provisioner import ProvisionedVolume, ProvisionRequest
 from external_storage.testing.builders import PROVISIONER, Clock, claim, storage_class
 
 GI = 1024**3

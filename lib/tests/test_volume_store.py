@@ -5,6 +5,7 @@ from typing import Any, cast
 
 import pytest
 
+from external_storage.errors import Ignored, Infeasible
 from external_storage.kube.client import Client
 from external_storage.kube.errors import (
     AlreadyExists,
@@ -20,7 +21,6 @@ from external_storage.kube.errors import (
 from external_storage.kube.names import ANN_PROVISIONED_BY
 from external_storage.kube.types import KubeObject, PersistentVolume
 from external_storage.persistent_volume import as_volume, claim_reference
-from external_storage.provisioner import Ignored, Infeasible
 from external_storage.testing.builders import PROVISIONER, claim, volume
 from external_storage.volume_store import SaveFailed, VolumeStore
 

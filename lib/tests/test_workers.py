@@ -170,7 +170,7 @@ def test_stop_waits_for_the_calls_in_progress_and_begins_no_other() -> None:
     queue.add("second")
     stopper = threading.Thread(target=workers.stop, args=(PATIENCE_S,), daemon=True)
     stopper.start()
-    while queue.takeable():  # until stop has shut the queue down
+    while not queue.is_shut_down:  # until stop has shut the queue down
         stopper.join(0.001)
     release.set()
     stopper.join(PATIENCE_S)

@@ -184,7 +184,6 @@ def test_keys_of_one_group_come_in_the_order_they_were_added(queue: WorkQueue[st
 def test_first_tries_go_before_retries(queue: WorkQueue[str], clock: Clock, group: str) -> None:
     fail(queue, "failed")
     clock.advance(1)
-    assert queue.takeable()
     queue.add("first", group=group)
     assert [take(queue), take(queue)] == ["first", "failed"]
 
@@ -232,7 +231,6 @@ def test_shut_down_hands_out_no_more_keys(queue: WorkQueue[str]) -> None:
     queue.retry("a")
     queue.done("a")
     assert (len(queue), queue.waiting(), queue.working()) == (1, 0, 0)
-    assert not queue.takeable()
 
 
 def test_done_without_get_is_an_error(queue: WorkQueue[str]) -> None:
@@ -302,18 +300,6 @@ def test_the_gauges_tell_ready_waiting_and_working_keys_apart(
     assert queue.oldest_age_s() == 0.25
 
 
-def test_takeable_is_what_get_would_do(clock: Clock) -> None:
-    queue: WorkQueue[str] = WorkQueue("test", backoff=BACKOFF, group_limit=1, clock=clock)
-    assert not queue.takeable()
-    queue.add_after("a", 1)
-    assert not queue.takeable()
-    clock.advance(1)
-    assert queue.takeable()
-    assert take(queue) == "a"
-    queue.add("b")
-    assert not queue.takeable()
-
-
 def test_a_key_follows_its_claim_into_another_group(clock: Clock) -> None:
     """A claim without a class gets the default class later: it counts for that one from then on."""
     queue: WorkQueue[str] = WorkQueue("test", backoff=BACKOFF, group_limit=1, clock=clock)
@@ -333,7 +319,6 @@ def test_a_woken_key_whose_back_off_is_over_counts_as_a_first_try(
     fail(queue, "other")
     fail(queue, "woken")
     clock.advance(1)
-    assert queue.takeable()
     queue.wake("woken")
     assert take(queue) == "woken"
 

@@ -10,12 +10,28 @@ In reading order:
   the PersistentVolume, saves it and tells the user. What else can happen is said by raising one of
   the exceptions below.
 - **AssetRecords** keep what was begun in the backend outside of it, for what a crash leaves behind.
+- **Informer**, **Lister**, **WorkQueue**, **Workers** and **EventRecorder** are for work that no
+  claim drives: what the library itself is made of.
 - A **Manager** holds the parts of a running program together, for those who embed one.
 """
 
 from external_storage.assets import AssetRecord, AssetRecords, AssetState, DamagedRecord
+from external_storage.deadline import Deadline
 from external_storage.durable import replace_file, sync_directory
+from external_storage.errors import (
+    CannotStart,
+    Ignored,
+    Infeasible,
+    ProvisionerError,
+    ProvisioningFailed,
+    ProvisioningInBackground,
+    Reschedule,
+    Unchanged,
+    VolumeInUse,
+)
+from external_storage.events import EventRecorder
 from external_storage.fields import Problems, Seconds
+from external_storage.informer import Change, Informer, Lister
 from external_storage.kube.types import (
     PersistentVolume,
     PersistentVolumeClaim,
@@ -27,33 +43,33 @@ from external_storage.main import run
 from external_storage.manager import Manager
 from external_storage.parameters import NoParameters, Parameters
 from external_storage.provisioner import (
-    CannotStart,
+    AvailableCapacity,
     Context,
-    Deadline,
-    Ignored,
-    Infeasible,
+    Expanded,
     ProvisionedVolume,
     Provisioner,
-    ProvisionerError,
-    ProvisioningFailed,
-    ProvisioningInBackground,
     ProvisionRequest,
-    Reschedule,
-    Unchanged,
-    VolumeInUse,
 )
 from external_storage.settings import Settings
+from external_storage.workqueue import Backoff, Workers, WorkQueue
 
 __all__ = [
     "AssetRecord",
     "AssetRecords",
     "AssetState",
+    "AvailableCapacity",
+    "Backoff",
     "CannotStart",
+    "Change",
     "Context",
     "DamagedRecord",
     "Deadline",
+    "EventRecorder",
+    "Expanded",
     "Ignored",
     "Infeasible",
+    "Informer",
+    "Lister",
     "Logger",
     "Manager",
     "NoParameters",
@@ -74,6 +90,8 @@ __all__ = [
     "StorageClass",
     "Unchanged",
     "VolumeInUse",
+    "WorkQueue",
+    "Workers",
     "get_logger",
     "replace_file",
     "run",

@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 
 from external_storage.durable import replace_file, sync_directory
+from external_storage.kube.types import PersistentVolumeClaim
 from external_storage.logs import get_logger
 
 log = get_logger(__name__)
@@ -44,6 +45,8 @@ class AssetRecord:
     owner: str
     """The provisioner instance that made the asset."""
     claim_uid: str
+    claim: str = ""
+    """``namespace/name`` of the claim, for asking whether it is still there."""
     details: dict[str, Any] = field(default_factory=dict)
     """What the provisioner needs to find and remove the asset; JSON values only."""
 
@@ -68,21 +71,43 @@ class AssetRecords:
             _make(path)
         for left_over in self._staging.iterdir():
             left_over.unlink()
+        self._unfinished = {
+            record.claim_uid: record.name
+            for record in self.all()
+            if record.state is AssetState.PROVISIONING
+        }
 
     def begin(
-        self, name: str, *, owner: str, claim_uid: str, details: dict[str, Any]
+        self,
+        name: str,
+        *,
+        claim: PersistentVolumeClaim,
+        owner: str = "",
+        details: dict[str, Any] | None = None,
     ) -> AssetRecord:
         """Write down that the asset ``name`` is about to be made; replaces an earlier record."""
         record = AssetRecord(
             name=name,
             state=AssetState.PROVISIONING,
             owner=owner,
-            claim_uid=claim_uid,
-            details=details,
+            claim_uid=claim.uid,
+            claim=claim.key,
+            details=details or {},
         )
         with self._lock:
             self._write(record)
+            self._unfinished[record.claim_uid] = name
         return record
+
+    def unfinished(self, claim_uid: str) -> AssetRecord | None:
+        """The record of what was begun for a claim and not published; ``DamagedRecord``."""
+        name = self._unfinished.get(claim_uid)
+        return self.get(name) if name is not None else None
+
+    def unfinished_claims(self) -> list[str]:
+        """The UIDs of the claims that ``unfinished`` has a record for."""
+        with self._lock:
+            return list(self._unfinished)
 
     def publish(self, name: str) -> None:
         """The volume has been saved; no effect without a record or when it is published already."""
@@ -90,6 +115,8 @@ class AssetRecords:
             record = self.get(name)
             if record is not None and record.state is not AssetState.PUBLISHED:
                 self._write(replace(record, state=AssetState.PUBLISHED))
+            if record is not None:
+                self._finish(record.claim_uid, name)
 
     def get(self, name: str) -> AssetRecord | None:
         """The record of ``name``; ``DamagedRecord`` if its file cannot be read as one."""
@@ -111,6 +138,8 @@ class AssetRecords:
         with self._lock:
             self._path(name).unlink(missing_ok=True)
             sync_directory(self._directory)
+            for claim_uid in [uid for uid, n in self._unfinished.items() if n == name]:
+                self._finish(claim_uid, name)
 
     def all(self) -> list[AssetRecord]:
         """Every readable record, by name; a damaged one is logged and left alone."""
@@ -124,6 +153,10 @@ class AssetRecords:
             if record is not None:
                 records.append(record)
         return records
+
+    def _finish(self, claim_uid: str, name: str) -> None:
+        if self._unfinished.get(claim_uid) == name:
+            del self._unfinished[claim_uid]
 
     def _path(self, name: str) -> Path:
         if not _NAME.fullmatch(name):

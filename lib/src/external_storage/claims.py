@@ -1,45 +1,21 @@
-"""Claims: which of them we provision (pure), and doing it."""
+"""Claims: which of them we provision, and what they ask for. Pure; ``provisioning`` acts on it."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from typing import Any
+from collections.abc import Collection
+from dataclasses import dataclass
 
 from external_storage.decision import PROCEED, Decision, skip
-from external_storage.events import EventRecorder
-from external_storage.fields import Problems
-from external_storage.informer import Lister
-from external_storage.kube import quantity
 from external_storage.kube.names import (
     ANN_BETA_STORAGE_PROVISIONER,
     ANN_SELECTED_NODE,
     ANN_STORAGE_PROVISIONER,
     BINDING_WAIT,
+    INTENT_FINALIZER,
     MODE_BLOCK,
 )
-from external_storage.kube.types import PersistentVolume, PersistentVolumeClaim, StorageClass
-from external_storage.logs import Logger, get_logger
-from external_storage.metrics import Metrics
-from external_storage.outcome import PAUSE_S, log_failure
-from external_storage.parameters import Parameters
-from external_storage.persistent_volume import UnfitVolume, build_volume, class_name
-from external_storage.provisioner import (
-    Deadline,
-    Ignored,
-    Infeasible,
-    Provisioner,
-    ProvisioningInBackground,
-    ProvisionRequest,
-    Unchanged,
-)
-from external_storage.settings import Settings
-from external_storage.volume_store import VolumeStore
-from external_storage.workqueue import WorkQueue
-
-log = get_logger(__name__)
+from external_storage.kube.types import PersistentVolumeClaim, StorageClass
+from external_storage.persistent_volume import class_name
 
 
 def requested_provisioner(claim: PersistentVolumeClaim) -> str:
@@ -55,42 +31,104 @@ def selected_node(claim: PersistentVolumeClaim) -> str | None:
     return claim.metadata.annotations.get(ANN_SELECTED_NODE) or None
 
 
-def volume_name(claim: PersistentVolumeClaim) -> str:
-    """The name of the claim's volume to be: unique for ever, as the UID is."""
-    return f"pvc-{claim.uid}"
+def is_terminating(claim: PersistentVolumeClaim) -> bool:
+    return claim.metadata.deletion_timestamp is not None
+
+
+def has_intent(claim: PersistentVolumeClaim) -> bool:
+    """Whether our finalizer says that something may have been begun for the claim."""
+    return INTENT_FINALIZER in claim.metadata.finalizers
 
 
 def should_provision(
-    claim: PersistentVolumeClaim, storage_class: StorageClass | None, *, provisioner_name: str
+    claim: PersistentVolumeClaim,
+    storage_class: StorageClass | None,
+    *,
+    names: Collection[str],
+    node_name: str | None = None,
 ) -> Decision:
-    """Whether the claim waits for a volume of ours at this moment."""
-    if claim.metadata.deletion_timestamp is not None:
+    """Whether the claim waits for a volume of ours at this moment.
+
+    Args:
+        names: the provisioner names that we answer to.
+        node_name: the only node that we serve, if there is one.
+    """
+    if is_terminating(claim):
         return skip("the claim is being deleted")
     if claim.spec.volume_name:
         return skip("the claim has a volume")
-    if requested_provisioner(claim) != provisioner_name:
+    if requested_provisioner(claim) not in names:
         return skip("the claim is for another provisioner")
     if storage_class is None:
         return skip("the class does not exist; the claim is woken when it does")
-    if storage_class.provisioner != provisioner_name:
+    if storage_class.provisioner not in names:
         return skip("the class is for another provisioner")
-    if storage_class.volume_binding_mode == BINDING_WAIT and selected_node(claim) is None:
+    node = selected_node(claim)
+    if storage_class.volume_binding_mode == BINDING_WAIT and node is None:
         return skip("no node has been selected")
+    if node_name is not None and node != node_name:
+        return skip("another node has been selected, or none")
     return PROCEED
 
 
-def why_refused(claim: PersistentVolumeClaim, *, supports_block: bool) -> str | None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Abilities:
+    """What a provisioner has declared that it can do; ``Provisioner`` explains each."""
+
+    supports_block: bool = False
+    supports_clone: bool = False
+    supports_volume_attributes: bool = False
+    access_modes: Collection[str]
+
+
+def why_refused(claim: PersistentVolumeClaim, can: Abilities) -> str | None:
     """What the claim asks for that no provisioner, or not this one, can give; None if nothing."""
     spec = claim.spec
-    if spec.volume_mode == MODE_BLOCK and not supports_block:
+    if spec.volume_mode == MODE_BLOCK and not can.supports_block:
         return "volumeMode Block is not supported: use Filesystem"
+    refused = [mode for mode in spec.access_modes if mode not in can.access_modes]
+    if refused:
+        allowed = ", ".join(sorted(can.access_modes))
+        return f"accessModes {', '.join(refused)} is not supported: use {allowed}"
     if spec.selector is not None:
         return "spec.selector is not supported: a new volume cannot be picked by labels"
-    if spec.volume_attributes_class_name:
+    if spec.volume_attributes_class_name and not can.supports_volume_attributes:
         return "spec.volumeAttributesClassName is not supported"
-    if spec.data_source is not None or spec.data_source_ref is not None:
-        return "spec.dataSource and spec.dataSourceRef are not supported"
+    return _why_source_refused(claim, can)
+
+
+def _why_source_refused(claim: PersistentVolumeClaim, can: Abilities) -> str | None:
+    reference = claim.spec.data_source_ref
+    if reference is not None and reference.namespace:
+        return (
+            f"spec.dataSourceRef.namespace {reference.namespace!r} is not supported: "
+            "the source must be in the claim's own namespace"
+        )
+    if source_claim(claim) is not None and not can.supports_clone:
+        return "cloning is not supported: spec.dataSource must not be a PersistentVolumeClaim"
     return None
+
+
+def source_claim(claim: PersistentVolumeClaim) -> str | None:
+    """The name of the claim whose volume is to be cloned, if that is what is asked for."""
+    source = claim.spec.data_source_ref or claim.spec.data_source
+    if source is None or source.kind != PersistentVolumeClaim.KIND or source.api_group:
+        return None
+    return source.name
+
+
+def populated_from(claim: PersistentVolumeClaim) -> str | None:
+    """The kind of data source that a populator, and not a provisioner, is to fill the volume from;
+    None if there is no such source."""
+    source = claim.spec.data_source_ref or claim.spec.data_source
+    if source is None or source_claim(claim) is not None:
+        return None
+    return f"{source.kind}.{source.api_group}" if source.api_group else source.kind
+
+
+def source_kind(claim: PersistentVolumeClaim) -> str:
+    """The kind of the data source, ``""`` without one: a label of the metrics."""
+    return claim.spec.data_source.kind if claim.spec.data_source is not None else ""
 
 
 def worth_another_try(old: PersistentVolumeClaim, new: PersistentVolumeClaim) -> bool:
@@ -101,186 +139,8 @@ def worth_another_try(old: PersistentVolumeClaim, new: PersistentVolumeClaim) ->
         or selected_node(old) != selected_node(new)
         or class_name(old) != class_name(new)
         or requested_provisioner(old) != requested_provisioner(new)
+        or is_terminating(old) != is_terminating(new)
     )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ClaimWork:
-    """Works one claim: decide, call the author's code, save the volume, settle the outcome."""
-
-    name: str
-    provisioner: Provisioner[Any, Any]
-    settings: Settings
-    queue: WorkQueue[str]
-    claims: Lister[PersistentVolumeClaim]
-    volumes: Lister[PersistentVolume]
-    classes: Lister[StorageClass]
-    store: VolumeStore
-    events: EventRecorder
-    metrics: Metrics
-    clock: Callable[[], float] = time.monotonic
-    _told_pause: dict[str, str] = field(default_factory=dict)
-    _tried_with: dict[str, str] = field(default_factory=dict)
-    """The version of the class that the last try of a claim was made with."""
-
-    def work(self, uid: str) -> None:
-        """Called by a worker with the UID of a claim, which may be gone."""
-        found = self.claims.by_index("uid", uid)
-        claim = found[0] if found else None
-        if self.store.has_unsaved(uid):
-            self._attempt(uid, claim, lambda: self.store.save_again(uid))
-        elif claim is None:
-            self._gone(uid)
-        else:
-            self._look_at(claim)
-
-    def _gone(self, uid: str) -> None:
-        self.queue.forget(uid)
-        self.store.claim_seen(uid, None)
-        self._told_pause.pop(uid, None)
-        self._tried_with.pop(uid, None)
-
-    def was_tried_with(self, uid: str, storage_class: StorageClass) -> bool:
-        """Whether the last try saw the class as it is: a worker may be faster than the news."""
-        return self._tried_with.get(uid) == storage_class.metadata.resource_version
-
-    def _look_at(self, claim: PersistentVolumeClaim) -> None:
-        storage_class = self.classes.get(class_name(claim))
-        decision = should_provision(claim, storage_class, provisioner_name=self.name)
-        if decision.proceed and self._has_volume(claim):
-            decision = skip("the volume is there, the binder has not come to it yet")
-        if decision.proceed and not self.provisioner.accepts(claim):
-            decision = skip("the claim is for another instance")
-        if not decision.proceed or storage_class is None:
-            log.debug("claim left alone", claim=claim.key, reason=decision.reason)
-            self.queue.forget(claim.uid)
-            return
-        pause = self.provisioner.check()
-        if pause is not None:
-            if self._told_pause.get(claim.uid) != pause:
-                # Once for each reason and not every few seconds: many claims may be waiting.
-                self._told_pause[claim.uid] = pause
-                self.events.normal(claim, "ProvisioningPaused", f"Waiting: {pause}")
-            self.queue.add_after(claim.uid, PAUSE_S)
-            return
-        self._told_pause.pop(claim.uid, None)
-        self._tried_with[claim.uid] = storage_class.metadata.resource_version
-        self._attempt(claim.uid, claim, lambda: self._provision(claim, storage_class))
-
-    def _has_volume(self, claim: PersistentVolumeClaim) -> bool:
-        return self.store.was_saved(claim.uid) or bool(self.volumes.by_index("claim", claim.uid))
-
-    def _provision(
-        self, claim: PersistentVolumeClaim, storage_class: StorageClass
-    ) -> PersistentVolume | None:
-        """Make the asset, build the PersistentVolume and save it; None: not wanted any more."""
-        if not self.store.still_wants_volume(claim):
-            return None
-        request = self._request(claim, storage_class)
-        self.events.normal(claim, "Provisioning", f"{self.name} is making a volume for this claim")
-        made = self.provisioner.provision(request)
-        try:
-            fields = build_volume(request, made)
-        except UnfitVolume as error:
-            self.store.discard(error.fields)
-            raise
-        return self.store.save(claim.uid, fields)
-
-    def _request(
-        self, claim: PersistentVolumeClaim, storage_class: StorageClass
-    ) -> ProvisionRequest[Parameters]:
-        refusal = why_refused(claim, supports_block=self.provisioner.supports_block())
-        if refusal is not None:
-            raise Infeasible(refusal)
-        try:
-            parameters = self.provisioner.parameters_type.from_class(storage_class.parameters)
-        except Problems as error:
-            raise Infeasible(f"class {storage_class.name!r}: {error}") from error
-        return ProvisionRequest(
-            volume_name=volume_name(claim),
-            claim=claim,
-            storage_class=storage_class,
-            parameters=parameters,
-            capacity=quantity.to_bytes(claim.spec.resources.requests.get("storage", "0")),
-            selected_node=selected_node(claim),
-            deadline=Deadline(self.clock() + self.settings.timeout, self.clock),
-        )
-
-    def _attempt(
-        self,
-        uid: str,
-        claim: PersistentVolumeClaim | None,
-        call: Callable[[], PersistentVolume | None],
-    ) -> None:
-        started = self.clock()
-        try:
-            volume = call()
-        except (Exception, SystemExit) as error:
-            self._failed(uid, claim, error)
-        else:
-            self._succeeded(uid, claim, volume, seconds=self.clock() - started)
-
-    def _succeeded(
-        self,
-        uid: str,
-        claim: PersistentVolumeClaim | None,
-        volume: PersistentVolume | None,
-        *,
-        seconds: float,
-    ) -> None:
-        fields = self._fields(uid, claim)
-        self.queue.forget(uid)
-        if volume is None:
-            return
-        fields.info("volume saved", volume=volume.name, seconds=round(seconds, 3))
-        if claim is None:
-            self._gone(uid)
-            return
-        labels = (class_name(claim), _source_kind(claim))
-        self.metrics.provisioned.labels(*labels).inc()
-        self.metrics.provision_seconds.labels(*labels).observe(seconds)
-        self.metrics.claim_age_seconds.labels(labels[0]).observe(_age_s(claim))
-        self.events.normal(claim, "ProvisioningSucceeded", f"Volume {volume.name} is ready")
-
-    def _failed(self, uid: str, claim: PersistentVolumeClaim | None, error: BaseException) -> None:
-        """What each way to fail means for the claim's key, its user and the metrics."""
-        fields = self._fields(uid, claim)
-        if isinstance(error, Ignored):
-            self.queue.forget(uid)
-            fields.info("claim ignored", reason=str(error))
-            return
-        slow = isinstance(error, (Infeasible, UnfitVolume))
-        at_least = self.settings.retry_interval_max if slow else 0.0
-        delay = self.queue.retry(uid, min_delay_s=at_least)
-        log_failure(fields, "provisioning failed", error, retry_in_s=delay)
-        if claim is None:
-            return
-        self.metrics.provision_failed.labels(class_name(claim), _source_kind(claim)).inc()
-        text = (str(error) or type(error).__name__).rstrip(".")
-        if isinstance(error, (ProvisioningInBackground, Unchanged)):
-            self.events.normal(claim, "ProvisioningInProgress", text)
-        elif slow:
-            advice = "It is tried again when the claim or its class changes, else only slowly."
-            self.events.warning(claim, "ProvisioningFailed", f"{text}. {advice}")
-        else:
-            self.events.warning(claim, "ProvisioningFailed", text)
-
-    def _fields(self, uid: str, claim: PersistentVolumeClaim | None) -> Logger:
-        attempt = self.queue.failures(uid) + 1
-        if claim is None:
-            return log.bind(claim_uid=uid, attempt=attempt)
-        return log.bind(claim=claim.key, storage_class=class_name(claim), attempt=attempt)
-
-
-def _source_kind(claim: PersistentVolumeClaim) -> str:
-    return claim.spec.data_source.kind if claim.spec.data_source is not None else ""
-
-
-def _age_s(claim: PersistentVolumeClaim) -> float:
-    created = claim.metadata.creation_timestamp
-    if created is None:
-        return 0.0
-    return max((datetime.now(UTC) - datetime.fromisoformat(created)).total_seconds(), 0.0)
 
 
 def index_uid(claim: PersistentVolumeClaim) -> tuple[str, ...]:

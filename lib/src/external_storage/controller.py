@@ -1,44 +1,59 @@
 """The controller: informers feed keys into queues, and workers take them out.
 
 Keys are level-based: they say which object to look at, never what happened to it. What is decided
-and done about a claim is in ``claims``, about a volume in ``volumes``.
+and done about a claim is in ``claims`` and ``provisioning``, about a volume in ``volumes``, about a
+claim that grew in ``expansion``.
 """
 
 from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from external_storage.assets import AssetState
-from external_storage.claims import (
-    ClaimWork,
-    index_class,
-    index_uid,
-    requested_provisioner,
-    worth_another_try,
-)
+from external_storage.author import Author
+from external_storage.calls import Calls
+from external_storage.claims import index_class, index_uid, requested_provisioner
 from external_storage.events import EventRecorder
-from external_storage.informer import Change, Informer
+from external_storage.expansion import ExpansionWork
+from external_storage.feed import Feed
+from external_storage.informer import Informer
 from external_storage.kube.client import Client
-from external_storage.kube.types import PersistentVolume, PersistentVolumeClaim, StorageClass
+from external_storage.kube.errors import KubeError
+from external_storage.kube.types import (
+    Node,
+    PersistentVolume,
+    PersistentVolumeClaim,
+    StorageClass,
+)
 from external_storage.logs import get_logger
 from external_storage.metrics import Metrics
-from external_storage.persistent_volume import class_name
+from external_storage.persistent_volume import class_name, is_ours
+from external_storage.provision_request import RequestBuilder
 from external_storage.provisioner import Provisioner
+from external_storage.provisioning import ClaimWork
+from external_storage.reconciler import Reconciler
 from external_storage.settings import Settings
+from external_storage.unfinished import UnfinishedAssets
 from external_storage.volume_store import VolumeStore
-from external_storage.volumes import VolumeWork, index_claim, is_ours
+from external_storage.volumes import VolumeWork, index_claim
 from external_storage.workqueue import Backoff, Workers, WorkQueue
 
 log = get_logger(__name__)
 
 # Threads are made as they are needed: this many classes may use their whole share at once.
-_BUSY_CLASSES = 16
+_BUSY_CLASSES = 64
+_NODE_RETRY_S = 5.0
 
 
 class PublishedAsset(Exception):
     """An asset that was to be undone belongs to a volume that was saved once."""
+
+
+class NotLeader(Exception):
+    """An asset was to be undone by who may not work any more."""
 
 
 class ProvisionController:
@@ -52,100 +67,184 @@ class ProvisionController:
         *,
         events: EventRecorder,
         metrics: Metrics | None = None,
+        is_leader: Callable[[], bool] | None = None,
     ) -> None:
-        """Does no work and no I/O; ``start`` does."""
-        self.name = settings.provisioner_name
+        """Does no work and no I/O; ``start`` does.
+
+        With ``is_leader`` it is told by ``lead`` and ``follow`` when to begin and to end.
+        """
         self.metrics = metrics or Metrics()
         self._provisioner = provisioner
         self._settings = settings
+        self._is_leader = is_leader or (lambda: True)
+        if is_leader is not None and not provisioner.owns_assets:
+            # What nobody else can reach is never double: its writes need no guard.
+            client = client.guarded(is_leader)
+        self._client = client
+        self._events = events
+        self._calls = Calls()
         self._stopping = threading.Event()
+        self._node_labels: Mapping[str, str] | None = None
         self._starter = threading.Thread(
             target=self._start_workers, name="controller-start", daemon=True
         )
-        self._build_informers(client)
-        self._claim_queue = self._queue("claims")
-        self._volume_queue = self._queue("volumes")
-        self._store = VolumeStore(client, undo=self._undo, on_saved=self._publish)
-        self._build_work(client, events)
-        threads = _BUSY_CLASSES * settings.worker_threads
-        self._workers = (
-            Workers(self._claim_queue, self._claim_work.work, max_threads=threads),
-            Workers(self._volume_queue, self._volume_work.work, max_threads=threads),
-        )
+        self._build_informers()
+        self._build_work()
+        if is_leader is not None and not provisioner.owns_assets:
+            self._pause()
         self._export_gauges()
 
-    def _build_informers(self, client: Client) -> None:
+    def _build_informers(self) -> None:
+        names = frozenset(self._settings.names)
         self._claims = Informer(
-            client,
+            self._client,
             PersistentVolumeClaim,
             indexes={"uid": index_uid, "class": index_class},
-            keep=lambda claim: requested_provisioner(claim) == self.name,
+            keep=lambda claim: requested_provisioner(claim) in names,
         )
         self._volumes = Informer(
-            client,
+            self._client,
             PersistentVolume,
             indexes={"claim": index_claim},
-            keep=lambda volume: is_ours(volume, self.name),
+            keep=lambda volume: is_ours(volume, names),
         )
-        self._classes = Informer(client, StorageClass)
+        self._classes = Informer(self._client, StorageClass)
         self._informers: tuple[Informer[Any], ...] = (self._claims, self._volumes, self._classes)
-        self._claims.add_handler(self._on_claim)
-        self._volumes.add_handler(self._on_volume)
-        self._classes.add_handler(self._on_class)
 
-    def _build_work(self, client: Client, events: EventRecorder) -> None:
-        self._claim_work = ClaimWork(
-            name=self.name,
+    def _build_work(self) -> None:
+        self._claim_queue = self._queue("claims")
+        self._volume_queue = self._queue("volumes")
+        self._expansion_queue = self._queue("expansions")
+        self._queues = (self._claim_queue, self._volume_queue, self._expansion_queue)
+        self._store = VolumeStore(self._client, undo=self._undo, on_saved=self._publish)
+        self._author = Author(
             provisioner=self._provisioner,
-            settings=self._settings,
+            calls=self._calls,
+            events=self._events,
+            timeout_s=self._settings.timeout,
+        )
+        common: dict[str, Any] = {
+            "provisioner": self._provisioner,
+            "settings": self._settings,
+            "client": self._client,
+            "author": self._author,
+            "claims": self._claims.lister,
+            "volumes": self._volumes.lister,
+            "events": self._events,
+            "metrics": self.metrics,
+        }
+        self._claim_work = ClaimWork(
             queue=self._claim_queue,
-            claims=self._claims.lister,
-            volumes=self._volumes.lister,
             classes=self._classes.lister,
             store=self._store,
-            events=events,
-            metrics=self.metrics,
+            requests=RequestBuilder(
+                provisioner=self._provisioner,
+                settings=self._settings,
+                client=self._client,
+                events=self._events,
+            ),
+            unfinished=UnfinishedAssets(
+                provisioner=self._provisioner,
+                client=self._client,
+                author=self._author,
+                metrics=self.metrics,
+            ),
+            may_take=self._is_leader,
+            **common,
         )
         self._volume_work = VolumeWork(
-            name=self.name,
-            provisioner=self._provisioner,
-            client=client,
-            queue=self._volume_queue,
+            queue=self._volume_queue, node_labels=lambda: self._node_labels, **common
+        )
+        self._expansion_work = ExpansionWork(
+            queue=self._expansion_queue,
+            classes=self._classes.lister,
+            is_mine=self._volume_work.is_mine,
+            **common,
+        )
+        self._reconciler = Reconciler(
+            self._provisioner,
+            self._volumes.lister,
+            look_at_claim=self._claim_queue.add,
+            may_work=lambda: self._provisioner.owns_assets or self._is_leader(),
+        )
+        feed = Feed(
             claims=self._claims.lister,
             volumes=self._volumes.lister,
-            events=events,
-            metrics=self.metrics,
+            claim_work=self._claim_work,
+            volume_work=self._volume_work,
+            expansion_work=self._expansion_work,
+            store=self._store,
+        )
+        self._claims.add_handler(feed.on_claim)
+        self._volumes.add_handler(feed.on_volume)
+        self._classes.add_handler(feed.on_class)
+        threads = _BUSY_CLASSES * self._settings.worker_threads
+        self._workers = tuple(
+            Workers(queue, work, max_threads=threads, abandon=self._calls.hanging)
+            for queue, work in (
+                (self._claim_queue, self._claim_work.work),
+                (self._volume_queue, self._volume_work.work),
+                (self._expansion_queue, self._expansion_work.work),
+            )
         )
 
     # -- life
 
     def start(self) -> None:
         """Start watching; work begins by itself once every informer has synced."""
+        self._calls.start()
         for informer in self._informers:
             informer.start()
         self._starter.start()
 
     def stop(self, timeout_s: float | None = None) -> bool:
-        """Take no more work and let the work in progress end.
+        """Take no more work and let the work in progress end; calls that hang are not waited for.
 
         Returns False if some of it did not end within ``timeout_s`` (default: the setting
         ``shutdown_timeout``); its threads are left behind.
         """
+        drained = self.drain(timeout_s)
+        for informer in self._informers:
+            informer.reflector.stop()
+        for informer in self._informers:
+            informer.stop()
+        self._calls.stop()
+        return drained
+
+    def drain(self, timeout_s: float | None = None) -> bool:
+        """The first half of ``stop``: after it nothing is written any more."""
         limit = self._settings.shutdown_timeout if timeout_s is None else timeout_s
         deadline = time.monotonic() + limit
         self._stopping.set()
         if self._starter.ident is not None:
             self._starter.join()
-        drained = True
+        # All of them first: what one does may be a reason for another to wait.
+        for workers in self._workers:
+            workers.finish()
+        drained = self._reconciler.stop(max(deadline - time.monotonic(), 0.0))
         for workers in self._workers:
             drained &= workers.stop(max(deadline - time.monotonic(), 0.0))
-        for informer in self._informers:
-            informer.reflector.stop()
-        for informer in self._informers:
-            informer.stop()
         if not drained:
             log.warning("work was still in progress at the end of the shutdown timeout")
         return drained
+
+    def lead(self) -> None:
+        """This replica has the lease: work."""
+        for queue in self._queues:
+            queue.resume()
+        for claim in self._claims.lister.all():
+            if not claim.spec.volume_name:
+                self._claim_queue.add(claim.uid, group=class_name(claim))
+        self._reconciler.soon()
+
+    def follow(self) -> None:
+        """Another replica has the lease, or may have it: take no new work."""
+        if not self._provisioner.owns_assets:
+            self._pause()
+
+    def reconcile_soon(self) -> None:
+        """Have the author's ``reconcile`` called as soon as may be."""
+        self._reconciler.soon()
 
     @property
     def has_synced(self) -> bool:
@@ -173,6 +272,11 @@ class ProvisionController:
         """Why the provisioner takes no work at this moment, or None."""
         return self._provisioner.check()
 
+    def stuck(self) -> str | None:
+        """How many calls into the back end hang, or None."""
+        count = self._calls.stuck()
+        return f"{count} calls hang" if count else None
+
     # -- inside
 
     def _queue(self, name: str) -> WorkQueue[str]:
@@ -183,12 +287,18 @@ class ProvisionController:
         )
         return WorkQueue(name, backoff=backoff, group_limit=self._settings.worker_threads)
 
+    def _pause(self) -> None:
+        for queue in self._queues:
+            queue.pause()
+
     def _start_workers(self) -> None:
         """Before all informers have synced, a claim whose volume is not known looks unserved."""
         for informer in self._informers:
             while not informer.wait_synced(0.2):
                 if self._stopping.is_set():
                     return
+        if not self._read_node():
+            return
         log.info(
             "synced",
             claims=len(self._claims.lister),
@@ -198,6 +308,19 @@ class ProvisionController:
         self._publish_all()
         for workers in self._workers:
             workers.start()
+        self._reconciler.start()
+
+    def _read_node(self) -> bool:
+        """Learn the labels of the node that we serve; False: stopped before that."""
+        name = self._provisioner.node_name
+        while name is not None and self._node_labels is None:
+            try:
+                self._node_labels = self._client.get(Node, name).metadata.labels
+            except KubeError as error:
+                log.warning("our node cannot be read", node=name, error=str(error))
+                if self._stopping.wait(_NODE_RETRY_S):
+                    return False
+        return True
 
     def _publish_all(self) -> None:
         """A crash between saving a volume and publishing its record is made good here."""
@@ -208,23 +331,33 @@ class ProvisionController:
                 log.exception("an asset record cannot be published", volume=volume.name)
 
     def _export_gauges(self) -> None:
-        for queue in (self._claim_queue, self._volume_queue):
-            prefix = f"external_storage_{queue.name}_queue"
-            self.metrics.gauge(f"{prefix}_depth", "Keys ready to be worked", queue.__len__)
-            self.metrics.gauge(f"{prefix}_waiting", "Keys in a back-off", queue.waiting)
-            self.metrics.gauge(f"{prefix}_in_progress", "Keys being worked", queue.working)
-            self.metrics.gauge(
-                f"{prefix}_oldest_seconds", "Age of the oldest ready key", queue.oldest_age_s
-            )
-        self.metrics.gauge(
+        gauge = self.metrics.gauge
+        for queue in self._queues:
+            self.metrics.watch_queue(queue)
+        gauge(
             "external_storage_paused",
             "1 while the provisioner takes no work",
             lambda: self.paused() is not None,
         )
-        self.metrics.gauge(
+        gauge(
             "external_storage_unsaved_volumes",
             "Volumes made in the backend and not saved yet",
             self._store.unsaved_count,
+        )
+        gauge(
+            "external_storage_open_calls",
+            "Claims for which the backend may still be at work",
+            self._claim_work.open_calls,
+        )
+        gauge(
+            "external_storage_stuck_calls",
+            "Calls into the backend that overran their deadline by 30 s",
+            self._calls.stuck,
+        )
+        gauge(
+            "external_storage_orphaned_assets",
+            "Published assets without a volume",
+            self._reconciler.orphans,
         )
 
     def _undo(self, volume: PersistentVolume) -> None:
@@ -233,52 +366,10 @@ class ProvisionController:
         record = records.get(volume.name) if records is not None else None
         if record is not None and record.state is AssetState.PUBLISHED:
             raise PublishedAsset(f"the asset of {volume.name} has been published: it is kept")
-        self._provisioner.delete(volume)
+        if not (self._provisioner.owns_assets or self._is_leader()):
+            raise NotLeader("another replica may be making this volume")
+        self._author.delete(volume)
 
     def _publish(self, volume_name: str) -> None:
         if self._provisioner.records is not None:
             self._provisioner.records.publish(volume_name)
-
-    # -- what the informers tell; called on their threads, so only keys are queued here
-
-    def _on_claim(self, change: Change[PersistentVolumeClaim]) -> None:
-        claim = change.new or change.old
-        assert claim is not None
-        self._store.claim_seen(claim.uid, change.new)
-        group = class_name(claim)
-        if change.new is None or claim.metadata.deletion_timestamp is not None:
-            # A released volume may have been left alone because this claim still seemed to want it.
-            for volume in self._volumes.lister.by_index("claim", claim.uid):
-                self._volume_queue.add(volume.name, group=volume.spec.storage_class_name)
-            self._claim_queue.add(claim.uid, group=group)
-        elif claim.spec.volume_name:
-            return
-        elif change.old is not None and worth_another_try(change.old, claim):
-            self._claim_queue.wake(claim.uid, group=group)
-        else:
-            self._claim_queue.add(claim.uid, group=group)
-
-    def _on_class(self, change: Change[StorageClass]) -> None:
-        if change.new is None:
-            return
-        for claim in self._claims.lister.by_index("class", change.new.name):
-            if not self._claim_work.was_tried_with(claim.uid, change.new):
-                self._claim_queue.wake(claim.uid, group=change.new.name)
-
-    def _on_volume(self, change: Change[PersistentVolume]) -> None:
-        old, volume = change.old, change.new
-        if volume is not None:
-            group = volume.spec.storage_class_name
-            if old is not None and old.spec != volume.spec:
-                self._volume_queue.wake(volume.name, group=group)
-            elif self._volume_work.needed(volume):
-                self._volume_queue.add(volume.name, group=group)
-        elif old is not None:
-            self._volume_work.volume_gone(old)
-            self._store.volume_gone(old)
-            for claim in self._claims_of(old):
-                self._claim_queue.add(claim.uid, group=class_name(claim))
-
-    def _claims_of(self, volume: PersistentVolume) -> list[PersistentVolumeClaim]:
-        reference = volume.spec.claim_ref
-        return self._claims.lister.by_index("uid", reference.uid) if reference else []

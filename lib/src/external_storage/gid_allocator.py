@@ -13,11 +13,11 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+from external_storage.errors import ProvisioningInBackground
 from external_storage.informer import Change
 from external_storage.kube.names import ANN_GID
 from external_storage.kube.types import PersistentVolume
 from external_storage.logs import get_logger
-from external_storage.provisioner import ProvisioningInBackground
 
 log = get_logger(__name__)
 

@@ -15,12 +15,13 @@ from click.core import ParameterSource
 from prometheus_client import disable_created_metrics
 
 from external_storage import logs
+from external_storage.errors import CannotStart
 from external_storage.fields import FieldInfo, Problems
 from external_storage.kube import auth
 from external_storage.kube.errors import ConfigError
 from external_storage.logs import get_logger
 from external_storage.manager import Manager
-from external_storage.provisioner import CannotStart, Provisioner
+from external_storage.provisioner import Provisioner
 from external_storage.settings import Settings
 
 log = get_logger(__name__)

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import socket
 import time
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Self
 
 from external_storage.controller import ProvisionController
+from external_storage.errors import CannotStart
 from external_storage.events import EventRecorder
 from external_storage.health import Health, HealthServer
 from external_storage.kube.auth import ClientConfig
 from external_storage.kube.client import Client
+from external_storage.kube.throttle import Throttle
+from external_storage.leader import Lease
 from external_storage.logs import get_logger
 from external_storage.metrics import Metrics
-from external_storage.provisioner import CannotStart, Context, Provisioner
+from external_storage.provisioner import Context, Provisioner
 from external_storage.settings import Settings
 
 log = get_logger(__name__)
@@ -57,42 +62,88 @@ class Manager:
         manager = cls(stop_timeout_s=settings.shutdown_timeout)
         metrics = Metrics()
         agent = f"external-storage/{settings.provisioner_name}"
-        client = Client(config, user_agent=agent, observer=metrics.observe_request)
+        throttle = _throttle(settings)
+        client = Client(
+            config,
+            user_agent=agent,
+            observer=metrics.observe_request,
+            pause=throttle.wait if throttle else None,
+        )
         events = EventRecorder(
             client, settings.provisioner_name, on_drop=metrics.events_dropped.inc
         )
+        controllers: list[ProvisionController] = []
         context = Context(
             name=settings.provisioner_name,
             namespace=config.namespace,
             client=client,
+            events=events,
             metrics=metrics,
+            reconcile_soon=lambda: controllers[0].reconcile_soon(),
+            add_part=manager.add,
         )
         provisioner = provisioner_type(settings, context)
-        controller = ProvisionController(
-            client, provisioner, settings, events=events, metrics=metrics
+        lease_client = Client(config, user_agent=agent, observer=metrics.observe_request)
+        lease = Lease(
+            lease_client,
+            name=settings.leader_elect_resource_name
+            or settings.provisioner_name.replace("/", "-").lower(),
+            namespace=settings.leader_elect_resource_namespace or config.namespace,
+            identity=f"{socket.gethostname()}_{uuid.uuid4()}",
+            duration_s=settings.leader_elect_lease_duration,
+            renew_deadline_s=settings.leader_elect_renew_deadline,
+            retry_period_s=settings.leader_elect_retry_period,
+            on_acquired=lambda: controllers[0].lead(),
+            on_lost=lambda: controllers[0].follow(),
         )
-        address = settings.http_address()
-        if address is not None:
-            try:
-                server = HealthServer(
-                    address,
-                    _health(provisioner, controller),
-                    metrics=metrics.render,
-                    metrics_path=settings.metrics_path,
-                )
-            except OSError as error:
-                why = f"--http-endpoint {settings.http_endpoint}: {error.strerror or error}"
-                raise CannotStart(why) from error
-            manager.add("health", server.start, lambda _: server.stop())
+        controller = ProvisionController(
+            client,
+            provisioner,
+            settings,
+            events=events,
+            metrics=metrics,
+            is_leader=lease.is_held if settings.leader_elect else None,
+        )
+        controllers.append(controller)
+        manager._add_health(settings, provisioner, controller, metrics)
         manager.add("client", _nothing, lambda _: client.close())
+        if throttle is not None:
+            manager.add("throttle", _nothing, lambda _: throttle.close())
         manager.add("provisioner", provisioner.start, lambda _: provisioner.stop())
         manager.add(
             "events",
             events.start,
             lambda left: events.stop(max(min(left, _EVENTS_FLUSH_S), _EVENTS_LEAST_S)),
         )
+        if settings.leader_elect:
+            metrics.gauge("external_storage_leader", "1 while this replica leads", lease.is_held)
+            # Stopped after the controller: a lease is let go of when the work has ended.
+            manager.add("lease client", _nothing, lambda _: lease_client.close())
+            manager.add("lease", lease.start, lease.stop)
         manager.add("controller", controller.start, controller.stop)
         return manager
+
+    def _add_health(
+        self,
+        settings: Settings,
+        provisioner: Provisioner[Any, Any],
+        controller: ProvisionController,
+        metrics: Metrics,
+    ) -> None:
+        address = settings.http_address()
+        if address is None:
+            return
+        try:
+            server = HealthServer(
+                address,
+                _health(provisioner, controller),
+                metrics=metrics.render,
+                metrics_path=settings.metrics_path,
+            )
+        except OSError as error:
+            why = f"--http-endpoint {settings.http_endpoint}: {error.strerror or error}"
+            raise CannotStart(why) from error
+        self.add("health", server.start, lambda _: server.stop())
 
     def add(self, name: str, start: Callable[[], None], stop: Callable[[float], object]) -> None:
         """Add a part; it is started after, and stopped before, those added earlier.
@@ -133,6 +184,12 @@ class Manager:
         self.stop()
 
 
+def _throttle(settings: Settings) -> Throttle | None:
+    if not settings.kube_api_qps:
+        return None
+    return Throttle(settings.kube_api_qps, settings.kube_api_burst)
+
+
 def _nothing() -> None:
     return None
 
@@ -148,5 +205,6 @@ def _health(provisioner: Provisioner[Any, Any], controller: ProvisionController)
             **syncing,
             "api": controller.disconnected,
             "backend": controller.paused,
+            "calls": controller.stuck,
         },
     )

@@ -12,6 +12,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from external_storage.workqueue import WorkQueue
+
 # The Go library's buckets end at 10 s; storage back ends take longer than that.
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 
@@ -35,6 +37,9 @@ class Metrics:
             "Age of a claim when its volume was saved",
             by_class,
         )
+        self.discarded = self._counter(
+            "external_storage_assets_discarded", "Unfinished assets removed", ()
+        )
         self.deleted = self._counter(f"{volumes}_delete", "Volumes deleted", by_class)
         self.delete_failed = self._counter(
             f"{volumes}_delete_failed", "Tries to delete a volume that failed", by_class
@@ -50,6 +55,15 @@ class Metrics:
         self.events_dropped = self._counter(
             "external_storage_events_dropped", "Events that could not be written", ()
         )
+
+    def watch_queue(self, queue: WorkQueue[str]) -> None:
+        """Gauges of one work queue."""
+        prefix = f"external_storage_{queue.name}_queue"
+        self.gauge(f"{prefix}_depth", "Keys ready to be worked", queue.__len__)
+        self.gauge(f"{prefix}_waiting", "Keys in a back-off", queue.waiting)
+        self.gauge(f"{prefix}_in_progress", "Keys being worked", queue.working)
+        self.gauge(f"{prefix}_oldest_seconds", "Age of the oldest ready key", queue.oldest_age_s)
+        self.counter(f"{prefix}_retries", "Tries that failed", queue.retries)
 
     def observe_request(self, verb: str, resource: str, code: str, _seconds: float) -> None:
         """The client's observer."""

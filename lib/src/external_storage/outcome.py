@@ -1,11 +1,11 @@
-"""What the two kinds of work have in common when a try ends, or may not begin."""
+"""What the kinds of work have in common when a try ends, or may not begin."""
 
 from __future__ import annotations
 
+from external_storage.errors import ProvisionerError
 from external_storage.kube.errors import KubeError
 from external_storage.logs import Logger
 from external_storage.persistent_volume import UnfitVolume
-from external_storage.provisioner import ProvisionerError
 from external_storage.volume_store import SaveFailed
 
 PAUSE_S = 5.0

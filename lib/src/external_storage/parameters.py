@@ -57,6 +57,12 @@ class Parameters:
             raise Problems(problems)
         return built
 
+    @classmethod
+    def unknown_keys(cls, parameters: Mapping[str, str]) -> list[str]:
+        """The keys of ``parameters`` that no field has."""
+        known = {info.parameter.lower() for info in fields_of(cls)}
+        return [key for key in parameters if key.lower() not in known]
+
     def validate(self) -> Iterable[str]:
         """What is wrong with the values together, a sentence for each problem; override it."""
         return ()

@@ -6,6 +6,7 @@ all provisioners, and a volume that would not match its claim is refused.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, NoReturn
 
 import msgspec
@@ -14,11 +15,17 @@ from external_storage.kube import quantity
 from external_storage.kube.names import (
     ANN_BETA_STORAGE_CLASS,
     ANN_GID,
+    ANN_MIGRATED_TO,
     ANN_PROVISIONED_BY,
     FINALIZER,
     POLICY_DELETE,
 )
-from external_storage.kube.types import PersistentVolume, PersistentVolumeClaim, VolumeSpec
+from external_storage.kube.types import (
+    PersistentVolume,
+    PersistentVolumeClaim,
+    StorageClass,
+    VolumeSpec,
+)
 from external_storage.parameters import Parameters
 from external_storage.provisioner import ProvisionedVolume, ProvisionRequest
 
@@ -73,13 +80,24 @@ def build_volume(request: ProvisionRequest[Parameters], made: ProvisionedVolume)
         "storageClassName": class_name(claim),
         "volumeMode": claim.spec.volume_mode or "Filesystem",
     }
+    if request.volume_attributes is not None:
+        spec["volumeAttributesClassName"] = request.volume_attributes.name
     if made.node_affinity is not None:
         spec["nodeAffinity"] = msgspec.to_builtins(made.node_affinity)
+    elif storage_class.allowed_topologies:
+        spec["nodeAffinity"] = {"required": {"nodeSelectorTerms": _terms(storage_class)}}
     fields = {"metadata": metadata, "spec": spec}
     unfit = _why_unfit(request, made)
     if unfit is not None:
         raise UnfitVolume(unfit, fields)
     return fields
+
+
+def is_ours(volume: PersistentVolume, names: Collection[str]) -> bool:
+    """Whether the volume was provisioned by, or has been handed over to, one of these provisioner
+    names. A CSI volume that an admin made by hand is not: nobody asked us to delete it."""
+    annotations = volume.metadata.annotations
+    return any(annotations.get(key) in names for key in (ANN_PROVISIONED_BY, ANN_MIGRATED_TO))
 
 
 def as_volume(fields: dict[str, Any]) -> PersistentVolume:
@@ -121,6 +139,20 @@ def claim_reference(claim: PersistentVolumeClaim) -> dict[str, str]:
         "uid": claim.uid,
         "resourceVersion": claim.metadata.resource_version,
     }
+
+
+def _terms(storage_class: StorageClass) -> list[dict[str, Any]]:
+    """The nodes of ``allowedTopologies``, as a volume says it: what the class promises to its users
+    holds for a volume whose author has no say in where it can be used."""
+    return [
+        {
+            "matchExpressions": [
+                {"key": label.key, "operator": "In", "values": list(label.values)}
+                for label in term.match_label_expressions
+            ]
+        }
+        for term in storage_class.allowed_topologies
+    ]
 
 
 def _why_unfit(request: ProvisionRequest[Parameters], made: ProvisionedVolume) -> str | None:

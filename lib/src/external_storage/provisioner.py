@@ -9,23 +9,27 @@ Three promises are asked of an author in return:
 - **Call me again.** ``provision`` may be called again for a volume that it made before a crash, and
   must find its own work; ``delete`` of what is gone is a success.
 - **One name.** ``request.volume_name`` is unique for ever; name the asset by it.
-- **Raise what happened.** The exceptions below say whether something may still be running, whether
-  a retry makes sense, and when. Any other exception counts as ``ProvisioningFailed``.
+- **Raise what happened.** The exceptions of ``errors.py`` say whether something may still be
+  running, whether a retry makes sense, and when. Any other counts as ``ProvisioningFailed``.
 """
 
 from __future__ import annotations
 
-import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, get_args
 
-from external_storage.assets import AssetRecords
+from external_storage import deadline
+from external_storage.assets import AssetRecord, AssetRecords
+from external_storage.deadline import Deadline
+from external_storage.events import EventRecorder
+from external_storage.kube.names import ACCESS_MODES
 from external_storage.kube.types import (
     PersistentVolume,
     PersistentVolumeClaim,
     StorageClass,
+    VolumeAttributesClass,
     VolumeNodeAffinity,
 )
 from external_storage.metrics import Metrics
@@ -37,58 +41,6 @@ if TYPE_CHECKING:
 
 S = TypeVar("S", bound=Settings)
 P = TypeVar("P", bound=Parameters)
-
-
-class ProvisionerError(Exception):
-    """Base of what ``provision`` and ``delete`` may raise; the text is shown to the user."""
-
-
-class ProvisioningFailed(ProvisionerError):
-    """It failed and nothing is running or left behind; try again with back-off."""
-
-
-class ProvisioningInBackground(ProvisionerError):
-    """The backend may still be at work: ask again until it has ended one way or the other."""
-
-
-class Unchanged(ProvisionerError):
-    """The backend could not even be asked; what was true before this try is still true."""
-
-
-class Reschedule(ProvisionerError):
-    """Not possible on the selected node: let the scheduler choose again."""
-
-
-class Infeasible(ProvisionerError):
-    """Cannot succeed until the claim or its class is changed: retry slowly."""
-
-
-class Ignored(ProvisionerError):
-    """Not ours after all, on purpose and without an event: leave it alone."""
-
-
-class VolumeInUse(ProvisionerError):
-    """From ``delete``: something still uses the volume, which is normal; try again quietly."""
-
-
-class CannotStart(ProvisionerError):
-    """From ``start``: what the admin has to change; the process ends with exit code 1."""
-
-
-@dataclass(frozen=True, slots=True)
-class Deadline:
-    """The moment by which a call has to be over; pass ``remaining()`` on as a timeout."""
-
-    at: float
-    clock: Callable[[], float] = time.monotonic
-
-    def remaining(self) -> float:
-        """Seconds left, never negative."""
-        return max(self.at - self.clock(), 0.0)
-
-    @property
-    def expired(self) -> bool:
-        return self.clock() >= self.at
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +58,10 @@ class ProvisionRequest(Generic[P]):
     selected_node: str | None
     """The node the scheduler chose, for classes that wait for the first consumer."""
     deadline: Deadline
+    source_volume: PersistentVolume | None = None
+    """The volume to be cloned: ours, Bound to a claim of the same namespace, not larger."""
+    volume_attributes: VolumeAttributesClass | None = None
+    """The VolumeAttributesClass that the claim names, for who ``supports_volume_attributes``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,8 +77,31 @@ class ProvisionedVolume:
     gid: int | None = None
     """Group that owns the data: the kubelet adds it to every container of a pod with the volume."""
     node_affinity: VolumeNodeAffinity | None = None
+    """From which nodes it can be used; None: wherever the class's ``allowedTopologies`` say."""
     labels: Mapping[str, str] = field(default_factory=dict)
     annotations: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Expanded:
+    """What ``expand`` did."""
+
+    capacity: int
+    """Bytes the volume has now: at least as many as were asked for."""
+    node_step: bool = False
+    """Whether the kubelet has to grow the file system before users see the new size."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AvailableCapacity:
+    """What is left on one set of nodes, for the scheduler."""
+
+    capacity: int
+    """Bytes."""
+    topology: Mapping[str, str] = field(default_factory=dict)
+    """Labels of the nodes that reach it; empty: all nodes do."""
+    maximum_volume_size: int | None = None
+    """Bytes of the largest volume that can be made, if less than ``capacity``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,23 +114,50 @@ class Context:
     """The namespace we run in."""
     client: Client
     """For reads of other objects; volumes and claims are the library's to write."""
+    events: EventRecorder
+    """For events of the provisioner's own; those about the work on claims are written for it."""
     metrics: Metrics
     """Where a provisioner adds metrics of its own, in ``start``."""
+    reconcile_soon: Callable[[], None] = lambda: None
+    """Have ``reconcile`` called as soon as may be."""
+    add_part: Callable[[str, Callable[[], None], Callable[[float], object]], None] = (
+        lambda _name, _start, _stop: None
+    )
+    """``Manager.add``, for informers and threads of the provisioner's own; call it in ``start``."""
 
 
 class Provisioner(ABC, Generic[S, P]):
     """Base class: ``class HostPath(Provisioner[HostPathSettings, HostPathParameters])``.
 
-    ``provision`` and ``delete`` are called from several threads at once, but never twice at the
-    same time for one volume.
+    ``provision``, ``delete`` and ``expand`` are called from several threads at once, but never
+    twice at the same time for one volume. The attributes below are declarations: set them on the
+    class, or in ``__init__`` or ``start`` where settings decide.
     """
 
     settings_type: ClassVar[type[Settings]] = Settings
     parameters_type: ClassVar[type[Parameters]] = NoParameters
 
+    supports_block: bool = False
+    """Claims with ``volumeMode: Block`` can be served."""
+    supports_clone: bool = False
+    """Claims whose data source is another claim can be served."""
+    supports_volume_attributes: bool = False
+    """Claims that name a VolumeAttributesClass can be served."""
+    access_modes: frozenset[str] = ACCESS_MODES
+    """What claims may ask for; all four by default."""
+    durable_intent: bool = False
+    """For back ends beside which no record can be written: a finalizer keeps the claim from before
+    the first call until its volume is saved, so that nothing begun is forgotten."""
+    owns_assets: bool = False
+    """Only this instance can reach the assets it makes: it deletes, expands and reconciles them
+    leader or not, and the lease decides only who takes new claims. Needs ``may_delete``."""
+    node_name: str | None = None
+    """Serve only claims whose selected node this is, and only volumes that are usable there."""
+    reconcile_interval_s: float = 600.0
+    """How often ``reconcile`` is called."""
     records: AssetRecords | None = None
-    """Set it in ``start`` when the provisioner keeps asset records: the library then publishes the
-    record of each volume that it has saved."""
+    """Set it in ``start`` when the provisioner keeps asset records, and override ``discard``: the
+    library publishes the record of each saved volume, and has those discarded that a crash left."""
 
     def __init__(self, settings: S, context: Context) -> None:
         """Keep it free of work: ``start`` is the place for that."""
@@ -167,6 +173,11 @@ class Provisioner(ABC, Generic[S, P]):
                 elif isinstance(argument, type) and issubclass(argument, Parameters):
                     cls.parameters_type = argument
 
+    @property
+    def deadline(self) -> Deadline:
+        """By when the call that this thread is in has to be over."""
+        return deadline.current()
+
     @abstractmethod
     def provision(self, request: ProvisionRequest[P]) -> ProvisionedVolume:
         """Make the asset for ``request.volume_name``, or find the one made by an earlier call."""
@@ -174,6 +185,17 @@ class Provisioner(ABC, Generic[S, P]):
     @abstractmethod
     def delete(self, volume: PersistentVolume) -> None:
         """Remove the asset of ``volume``; nothing there is a success."""
+
+    def expand(self, volume: PersistentVolume, capacity: int) -> Expanded:
+        """Grow the asset of ``volume`` to at least ``capacity`` bytes; being there is a success."""
+        raise NotImplementedError
+
+    def discard(self, record: AssetRecord) -> None:
+        """Remove the asset of a record that was never published, and forget the record.
+
+        Its claim and its volume are gone. Nothing there is a success.
+        """
+        raise NotImplementedError
 
     def start(self) -> None:
         """Called once, before the first claim is looked at; an exception ends the process."""
@@ -186,12 +208,8 @@ class Provisioner(ABC, Generic[S, P]):
         return True
 
     def may_delete(self, volume: PersistentVolume) -> bool:
-        """Whether a released volume with our provisioner name is this instance's to delete."""
+        """Whether a volume with our provisioner name is this instance's to delete and expand."""
         return True
-
-    def supports_block(self) -> bool:
-        """Whether claims with ``volumeMode: Block`` can be served."""
-        return False
 
     def check(self) -> str | None:
         """Why no work may be taken at this moment, or None. Claims wait and an event says why."""
@@ -203,3 +221,16 @@ class Provisioner(ABC, Generic[S, P]):
         A provisioner without a data path of its own leaves this as it is.
         """
         return None
+
+    def reconcile(self, volumes: Sequence[PersistentVolume]) -> None:
+        """Called after the first sync, every ``reconcile_interval_s`` and on demand, with all
+        volumes of our provisioner name: compare them with what is there. One call at a time."""
+
+    def available_capacity(self, storage_class: StorageClass) -> Iterable[AvailableCapacity] | None:
+        """What is left for volumes of the class, published for the scheduler; None: not known."""
+        return None
+
+
+def overrides(provisioner: Provisioner[Any, Any], method: str) -> bool:
+    """Whether the author has written this optional method."""
+    return getattr(type(provisioner), method) is not getattr(Provisioner, method)

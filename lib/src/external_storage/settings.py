@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Self, dataclass_transform
 
+from external_storage import volume_name
 from external_storage.fields import FieldInfo, Problems, Seconds, build, fields_of
 from external_storage.logs import LogFormat
 
@@ -30,11 +31,20 @@ class Settings:
     provisioner_name: str = ""
     """Name this provisioner answers to: the `provisioner` of its classes."""
 
+    additional_provisioner_names: tuple[str, ...] = ()
+    """Other names to answer to, separated by commas, such as the one that a predecessor had."""
+
     kubeconfig: str | None = None
     """Kubeconfig to use; without one the pod's own credentials, then ~/.kube/config."""
 
     master: str | None = None
     """Address of the API server, in place of the one found."""
+
+    kube_api_qps: float = 0.0
+    """Requests a second to the API server at most; 0 leaves it to the server to slow us down."""
+
+    kube_api_burst: int = 10
+    """Requests that may go at once before `--kube-api-qps` counts."""
 
     worker_threads: int = 4
     """Claims of one class worked at the same time, and volumes of one class deleted at the same
@@ -46,8 +56,40 @@ class Settings:
     retry_interval_max: Seconds = Seconds(300.0)
     """Longest wait between two tries of one claim or volume."""
 
+    failed_provision_threshold: int = 0
+    """Tries for a claim before it is left alone until it or its class changes; 0: for ever."""
+
+    failed_delete_threshold: int = 0
+    """Tries to delete a volume before it is left alone until it changes; 0: for ever."""
+
     timeout: Seconds = Seconds(120.0)
     """Deadline of one call into the backend, handed to the provisioner's code."""
+
+    volume_name_template: str = "pvc-${.PVC.uid}"
+    """Names of new volumes; knows `${.PVC.uid}`, which must be in it, `${.PVC.namespace}` and
+    `${.PVC.name}`."""
+
+    lenient_parameters: bool = False
+    """Take unknown class parameters with a Warning event, for classes that already exist."""
+
+    leader_elect: bool = True
+    """Work only while holding the lease of this provisioner name, so that replicas take over from
+    each other. Without it nothing is written periodically, and there must be one replica only."""
+
+    leader_elect_lease_duration: Seconds = Seconds(15.0)
+    """How long others wait after the last renewal before they take the lease."""
+
+    leader_elect_renew_deadline: Seconds = Seconds(10.0)
+    """How long the leader goes on working without having renewed; below the lease duration."""
+
+    leader_elect_retry_period: Seconds = Seconds(4.0)
+    """Wait between two renewals, and between two looks of those who wait for the lease."""
+
+    leader_elect_resource_name: str = ""
+    """Name of the lease; by default the provisioner name with `-` for `/`."""
+
+    leader_elect_resource_namespace: str = ""
+    """Namespace of the lease; by default the pod's own."""
 
     shutdown_timeout: Seconds = Seconds(25.0)
     """How long work in progress may go on after SIGTERM; below the pod's grace period of 30 s."""
@@ -90,12 +132,26 @@ class Settings:
                 f"--provisioner-name: {self.provisioner_name!r} is not a provisioner name: "
                 "want vendor.example/name"
             )
+        for name in self.additional_provisioner_names:
+            if not _PROVISIONER_NAME.fullmatch(name):
+                yield f"--additional-provisioner-names: {name!r} is not a provisioner name"
+        if self.kube_api_qps < 0:
+            yield "--kube-api-qps: is below 0"
+        if self.kube_api_burst < 1:
+            yield "--kube-api-burst: must be at least 1"
         if not 1 <= self.worker_threads <= 1000:
             yield f"--worker-threads: {self.worker_threads} is not between 1 and 1000"
         if self.retry_interval_start <= 0:
             yield "--retry-interval-start: must be above 0"
         if self.retry_interval_max < self.retry_interval_start:
             yield "--retry-interval-max: is below --retry-interval-start"
+        if self.failed_provision_threshold < 0:
+            yield "--failed-provision-threshold: is below 0"
+        if self.failed_delete_threshold < 0:
+            yield "--failed-delete-threshold: is below 0"
+        for problem in volume_name.problems(self.volume_name_template):
+            yield f"--volume-name-template: {problem}"
+        yield from self._lease_problems()
         if self.timeout <= 0:
             yield "--timeout: must be above 0"
         if self.http_endpoint and self.http_address() is None:
@@ -104,6 +160,21 @@ class Settings:
             yield f"--metrics-path: {self.metrics_path!r} does not begin with /"
         if self.log_level.lower() not in _LEVELS:
             yield f"--log-level: {self.log_level!r} is not one of: {', '.join(_LEVELS)}"
+
+    def _lease_problems(self) -> Iterable[str]:
+        if self.leader_elect_retry_period <= 0:
+            yield "--leader-elect-retry-period: must be above 0"
+        if self.leader_elect_renew_deadline <= 1.2 * self.leader_elect_retry_period:
+            yield "--leader-elect-renew-deadline: must be above 1.2 times the retry period"
+        if self.leader_elect_lease_duration <= self.leader_elect_renew_deadline:
+            yield "--leader-elect-lease-duration: must be above --leader-elect-renew-deadline"
+        if self.leader_elect_lease_duration < 1:
+            yield "--leader-elect-lease-duration: must be at least 1 s"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All provisioner names to answer to."""
+        return (self.provisioner_name, *self.additional_provisioner_names)
 
     def http_address(self) -> tuple[str, int] | None:
         """Host (empty: every address) and port of the HTTP endpoint; None without a valid one."""

@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from external_storage.errors import Ignored, Infeasible
 from external_storage.kube.client import Client
 from external_storage.kube.errors import (
     AlreadyExists,
@@ -28,7 +29,6 @@ from external_storage.kube.names import ANN_PROVISIONED_BY
 from external_storage.kube.types import PersistentVolume, PersistentVolumeClaim
 from external_storage.logs import get_logger
 from external_storage.persistent_volume import as_volume, is_same_asset
-from external_storage.provisioner import Ignored, Infeasible
 
 log = get_logger(__name__)
 

@@ -4,50 +4,52 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from external_storage.author import Author
 from external_storage.decision import PROCEED, Decision, skip
+from external_storage.errors import Ignored, VolumeInUse, meant
 from external_storage.events import EventRecorder
 from external_storage.informer import Lister
 from external_storage.kube.client import Client
 from external_storage.kube.errors import Conflict, NotFound
 from external_storage.kube.names import (
-    ANN_MIGRATED_TO,
-    ANN_PROVISIONED_BY,
     FINALIZER,
+    PHASE_AVAILABLE,
     PHASE_BOUND,
+    PHASE_FAILED,
     PHASE_RELEASED,
     POLICY_DELETE,
 )
 from external_storage.kube.request import STRATEGIC_PATCH
-from external_storage.kube.types import PersistentVolume, PersistentVolumeClaim
+from external_storage.kube.types import (
+    NodeSelectorRequirement,
+    PersistentVolume,
+    PersistentVolumeClaim,
+)
 from external_storage.logs import get_logger
 from external_storage.metrics import Metrics
 from external_storage.outcome import PAUSE_S, log_failure
-from external_storage.provisioner import Ignored, Provisioner, VolumeInUse
+from external_storage.persistent_volume import is_ours
+from external_storage.provisioner import Provisioner
+from external_storage.settings import Settings
 from external_storage.workqueue import WorkQueue
 
 log = get_logger(__name__)
 
 
-def is_ours(volume: PersistentVolume, provisioner_name: str) -> bool:
-    """Whether the volume was provisioned by, or has been handed over to, this provisioner name."""
-    annotations = volume.metadata.annotations
-    return provisioner_name in (
-        annotations.get(ANN_PROVISIONED_BY),
-        annotations.get(ANN_MIGRATED_TO),
-    )
-
-
 def should_delete(
-    volume: PersistentVolume, claim: PersistentVolumeClaim | None, *, provisioner_name: str
+    volume: PersistentVolume, claim: PersistentVolumeClaim | None, *, names: Collection[str]
 ) -> Decision:
-    """Whether the asset of the volume is to be removed; ``claim`` is the one it was made for."""
-    if not is_ours(volume, provisioner_name):
+    """Whether the asset of the volume is to be removed; ``claim`` is the one it was made for.
+
+    A volume is Failed when somebody else could not recycle or delete it; its claim is gone then.
+    """
+    if not is_ours(volume, names):
         return skip("the volume is another provisioner's")
-    if volume.status.phase != PHASE_RELEASED:
+    if volume.status.phase not in (PHASE_RELEASED, PHASE_FAILED):
         return skip("the volume is not released")
     if volume.spec.persistent_volume_reclaim_policy != POLICY_DELETE:
         return skip("the reclaim policy keeps the volume")
@@ -81,13 +83,45 @@ def finalizer_change(volume: PersistentVolume) -> bool | None:
     """
     deletes = volume.spec.persistent_volume_reclaim_policy == POLICY_DELETE
     if has_finalizer(volume):
-        return None if deletes else False
+        return None if deletes and not is_abandoned(volume) else False
     wanted = (
         deletes
         and volume.status.phase == PHASE_BOUND
         and volume.metadata.deletion_timestamp is None
     )
     return True if wanted else None
+
+
+def is_abandoned(volume: PersistentVolume) -> bool:
+    """Whether the volume was deleted while it was free for any claim. Nobody released it, so the
+    reclaim policy does not speak of it: the object goes, and the asset stays."""
+    return volume.status.phase == PHASE_AVAILABLE and volume.metadata.deletion_timestamp is not None
+
+
+def serves_node(volume: PersistentVolume, labels: Mapping[str, str]) -> bool:
+    """Whether a node with these labels is among those that the volume is restricted to."""
+    affinity = volume.spec.node_affinity
+    if affinity is None or affinity.required is None:
+        return False
+    return any(
+        term.match_expressions
+        and all(_matches(wanted, labels) for wanted in term.match_expressions)
+        for term in affinity.required.node_selector_terms
+    )
+
+
+def _matches(wanted: NodeSelectorRequirement, labels: Mapping[str, str]) -> bool:
+    value = labels.get(wanted.key)
+    match wanted.operator:
+        case "In":
+            return value in wanted.values
+        case "NotIn":
+            return value not in wanted.values
+        case "Exists":
+            return value is not None
+        case "DoesNotExist":
+            return value is None
+    return False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,14 +131,17 @@ class VolumeWork:
     Every step of a deletion may be repeated after a crash.
     """
 
-    name: str
     provisioner: Provisioner[Any, Any]
+    settings: Settings
     client: Client
+    author: Author
     queue: WorkQueue[str]
     claims: Lister[PersistentVolumeClaim]
     volumes: Lister[PersistentVolume]
     events: EventRecorder
     metrics: Metrics
+    node_labels: Callable[[], Mapping[str, str] | None] = lambda: None
+    """The labels of the only node that we serve, if there is one."""
     clock: Callable[[], float] = time.monotonic
     _deleted: set[str] = field(default_factory=set)
     """UIDs of volumes that are gone, though the informer may still show them."""
@@ -112,7 +149,7 @@ class VolumeWork:
 
     def needed(self, volume: PersistentVolume) -> bool:
         """Whether there is anything to do for the volume in its present state."""
-        decision = should_delete(volume, self.claim_of(volume), provisioner_name=self.name)
+        decision = should_delete(volume, self.claim_of(volume), names=self.settings.names)
         return decision.proceed or finalizer_change(volume) is not None
 
     def volume_gone(self, volume: PersistentVolume) -> None:
@@ -133,11 +170,11 @@ class VolumeWork:
             self.queue.forget(name)
             return
         claim = self.claim_of(volume)
-        decision = should_delete(volume, claim, provisioner_name=self.name)
+        decision = should_delete(volume, claim, names=self.settings.names)
         if not decision.proceed:
             log.debug("volume left alone", volume=name, reason=decision.reason)
             self._attempt(volume, lambda: self._keep_finalizer(volume), deleting=False)
-        elif not self.provisioner.may_delete(volume):
+        elif not self.is_mine(volume):
             log.debug("volume left alone", volume=name, reason="it is another instance's")
             self.queue.forget(name)
         elif self.provisioner.check() is not None:
@@ -145,9 +182,19 @@ class VolumeWork:
         else:
             self._attempt(volume, lambda: self._delete(volume), deleting=True)
 
+    def is_mine(self, volume: PersistentVolume) -> bool:
+        """Whether the volume is this instance's to delete and expand."""
+        node = self.node_labels()
+        if node is not None and not serves_node(volume, node):
+            return False
+        return self.provisioner.may_delete(volume)
+
     def _keep_finalizer(self, volume: PersistentVolume) -> bool:
         change = finalizer_change(volume)
-        if change is not None:
+        if change is not None and self.is_mine(volume):
+            if is_abandoned(volume):
+                text = "Deleted while no claim had it: the data is kept in the back end"
+                self.events.warning(volume, "AssetKept", text)
             self._set_finalizer(volume, present=change)
         return False
 
@@ -160,7 +207,9 @@ class VolumeWork:
         volume = self._read_again(cached)
         if volume is None:
             return False
-        self.provisioner.delete(volume)
+        if self.author.is_being_cloned(volume.name):
+            raise VolumeInUse("a clone of the volume is being made")
+        self.author.delete(volume)
         if volume.metadata.deletion_timestamp is None:
             try:
                 self.client.delete(PersistentVolume, volume.name, uid=volume.uid)
@@ -184,7 +233,7 @@ class VolumeWork:
             self._remember(cached)
             return None
         claim = self._read_claim(volume)
-        decision = should_delete(volume, claim, provisioner_name=self.name)
+        decision = should_delete(volume, claim, names=self.settings.names)
         if not decision.proceed:
             log.info("volume kept at a second look", volume=volume.name, reason=decision.reason)
             return None
@@ -227,7 +276,7 @@ class VolumeWork:
         try:
             deleted = call()
         except (Exception, SystemExit) as error:
-            self._failed(volume, error, deleting=deleting)
+            self._failed(volume, meant(error), deleting=deleting)
             return
         self.queue.forget(volume.name)
         if deleted:
@@ -244,8 +293,14 @@ class VolumeWork:
             self.queue.forget(volume.name)
             fields.info("volume ignored", reason=str(error))
             return
-        delay = self.queue.retry(volume.name)
-        if isinstance(error, VolumeInUse):
+        in_use = isinstance(error, VolumeInUse)
+        given_up = deleting and not in_use and self._is_enough(volume)
+        if given_up:
+            self.queue.give_up(volume.name)
+            delay = float("inf")
+        else:
+            delay = self.queue.retry(volume.name)
+        if in_use:
             fields.info("volume in use", reason=str(error))
             self.events.normal(volume, "VolumeInUse", str(error))
             return
@@ -253,7 +308,23 @@ class VolumeWork:
         if deleting:
             self.metrics.delete_failed.labels(volume.spec.storage_class_name).inc()
             text = str(error) or type(error).__name__
+            if given_up:
+                tries = self.settings.failed_delete_threshold
+                text += f". Given up after {tries} tries, until the volume changes"
             self.events.warning(volume, "VolumeFailedDelete", text)
+
+    def _is_enough(self, volume: PersistentVolume) -> bool:
+        threshold = self.settings.failed_delete_threshold
+        return 0 < threshold <= self.queue.failures(volume.name) + 1
+
+
+def changed(old: PersistentVolume, new: PersistentVolume) -> bool:
+    """Whether a change of the volume may make failed work succeed, or ask for other work."""
+    return (
+        old.spec != new.spec
+        or old.status.phase != new.status.phase
+        or (old.metadata.deletion_timestamp is None) != (new.metadata.deletion_timestamp is None)
+    )
 
 
 def index_claim(volume: PersistentVolume) -> tuple[str, ...]:

@@ -49,6 +49,8 @@ _BUS_TIMEOUT_S = 10.0
 class NfsProvisioner(Provisioner[NfsSettings, NfsParameters]):
     """Serves volumes over NFSv4 from directories below one export root."""
 
+    owns_assets = True
+
     def __init__(self, settings: NfsSettings, context: Context) -> None:
         super().__init__(settings, context)
         state = settings.export_root / ".state"
@@ -148,8 +150,19 @@ class NfsProvisioner(Provisioner[NfsSettings, NfsParameters]):
         )
 
     def delete(self, volume: PersistentVolume) -> None:
-        name = volume.name
         self._refuse_foreign(volume)
+        self._remove(volume.name)
+
+    def may_delete(self, volume: PersistentVolume) -> bool:
+        # One without the annotation is looked at: its admin is told why nothing is removed.
+        return volume.metadata.annotations.get(PROVISIONER_ID) in (None, self._identity)
+
+    def discard(self, record: AssetRecord) -> None:
+        self._remove(record.name)
+
+    # -- inside
+
+    def _remove(self, name: str) -> None:
         try:
             export_id = self._ids.of(name)
             if export_id is not None:
@@ -161,8 +174,6 @@ class NfsProvisioner(Provisioner[NfsSettings, NfsParameters]):
             raise ProvisioningFailed(f"the volume cannot be removed: {_reason(error)}") from error
         # Last: as long as the record names the id, no other volume may get it.
         self._ids.release(name)
-
-    # -- inside
 
     def _make(self, request: ProvisionRequest[NfsParameters]) -> None:
         name, parameters = request.volume_name, request.parameters
@@ -195,8 +206,8 @@ class NfsProvisioner(Provisioner[NfsSettings, NfsParameters]):
         if known is None or known.details != wanted:
             self._records().begin(
                 request.volume_name,
+                claim=request.claim,
                 owner=self._identity,
-                claim_uid=request.claim.uid,
                 details=wanted,
             )
 

@@ -11,6 +11,10 @@ from external_storage import Parameters, Settings
 class NfsSettings(Settings):
     """Flags and environment of nfs-provisioner, beside those of every provisioner."""
 
+    leader_elect: bool = False
+    """Take new claims only while holding the lease of this provisioner name: for several servers
+    with one name. Each goes on serving, and deletes its own volumes, without the lease."""
+
     export_root: Path = Path("/export")
     """Directory that holds the volumes and our state; it must outlive the pod, and be the same
     file system throughout."""

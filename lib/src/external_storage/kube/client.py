@@ -7,6 +7,7 @@ knows about curl is in ``transport.py``; the rest of the project sees ``Client``
 
 from __future__ import annotations
 
+import copy
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ import msgspec
 from external_storage.kube.auth import ClientConfig
 from external_storage.kube.errors import (
     DECODE_ERRORS,
+    NotAllowed,
     TooManyRequests,
     Unauthorized,
     Unavailable,
@@ -69,8 +71,16 @@ class Client:
         self._transport = Transport(config, user_agent=user_agent)
         self._observer = observer
         self._pause = pause
+        self._may_write: Callable[[], bool] | None = None
         self._closed = threading.Event()
         self._decoders: dict[Any, msgspec.json.Decoder[Any]] = {}
+
+    def guarded(self, may_write: Callable[[], bool]) -> Client:
+        """A view of this client that changes nothing while ``may_write`` says no: it raises
+        ``NotAllowed`` instead. It shares the connections and is not to be closed."""
+        view = copy.copy(self)
+        view._may_write = may_write
+        return view
 
     def close(self) -> None:
         """Close idle connections; waits for a throttled server end at once."""
@@ -207,6 +217,8 @@ class Client:
 
     def send(self, request: Request) -> bytes:
         """Send ``request`` and return the body of a successful answer."""
+        if self._may_write is not None and request.method != "GET" and not self._may_write():
+            raise NotAllowed(f"{request.verb} {request.resource}: not the leader any more")
         for attempt in range(1, _MAX_THROTTLED_TRIES + 1):
             try:
                 return self._send_authenticated(request)

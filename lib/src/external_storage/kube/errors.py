@@ -28,6 +28,10 @@ class ConfigError(KubeError):
     """The credentials or the address of the API server cannot be used as they are."""
 
 
+class NotAllowed(KubeError):
+    """Not sent: who may write is somebody else at this moment."""
+
+
 class Unavailable(KubeError):
     """No usable answer: refused, cut or timed out. The request may have been carried out."""
 

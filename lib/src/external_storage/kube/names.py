@@ -12,12 +12,22 @@ ANN_BETA_STORAGE_CLASS = "volume.beta.kubernetes.io/storage-class"
 
 ANN_PROVISIONED_BY = "pv.kubernetes.io/provisioned-by"
 ANN_MIGRATED_TO = "pv.kubernetes.io/migrated-to"
+ANN_INTENT = "external-storage.dev/provisioning"
+"""On a claim: the class and node that its provisioning was begun with, as JSON."""
 ANN_GID = "pv.beta.kubernetes.io/gid"
 
 FINALIZER = "external-provisioner.volume.kubernetes.io/finalizer"
+INTENT_FINALIZER = "external-storage.dev/provisioning"
+"""On a claim: something may have been made for it that no PersistentVolume shows yet."""
+
+LABEL_HOSTNAME = "kubernetes.io/hostname"
+
+ACCESS_MODES = frozenset({"ReadWriteOnce", "ReadOnlyMany", "ReadWriteMany", "ReadWriteOncePod"})
 
 BINDING_WAIT = "WaitForFirstConsumer"
 MODE_BLOCK = "Block"
+PHASE_AVAILABLE = "Available"
 PHASE_BOUND = "Bound"
+PHASE_FAILED = "Failed"
 PHASE_RELEASED = "Released"
 POLICY_DELETE = "Delete"

@@ -251,6 +251,25 @@ class StorageClass(KubeObject, frozen=True):
     allowed_topologies: tuple[TopologySelectorTerm, ...] = ()
 
 
+class VolumeAttributesClass(KubeObject, frozen=True):
+    """Properties of a volume that may change while it lives."""
+
+    API_VERSION: ClassVar[str] = "storage.k8s.io/v1"
+    KIND: ClassVar[str] = "VolumeAttributesClass"
+    RESOURCE: ClassVar[str] = "volumeattributesclasses"
+
+    driver_name: str = ""
+    parameters: dict[str, str] = {}
+
+
+class Node(KubeObject, frozen=True):
+    """A node; only its name and labels are read."""
+
+    API_VERSION: ClassVar[str] = "v1"
+    KIND: ClassVar[str] = "Node"
+    RESOURCE: ClassVar[str] = "nodes"
+
+
 class EventSource(KubeStruct, frozen=True):
     component: str = ""
     host: str = ""

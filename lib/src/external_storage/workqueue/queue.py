@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 import threading
 import time
 from collections import deque
@@ -86,6 +87,8 @@ class WorkQueue(Generic[K]):
         self._waiting: list[tuple[float, int, _Entry[K]]] = []
         self._turns = itertools.count(1)
         self._shut_down = False
+        self._paused = False
+        self._retries = 0
 
     # -- adding
 
@@ -111,10 +114,19 @@ class WorkQueue(Generic[K]):
         Called by the worker that holds ``key``, before ``done``.
         """
         with self._condition:
+            self._retries += 1
             delay = max(self._limiter.when(key), min_delay_s)
             entry = self._entries.get(key)
             self._schedule(key, delay, entry.group if entry else "", retry=True)
             return delay
+
+    def give_up(self, key: K) -> None:
+        """Leave ``key`` alone until it is woken; called by the worker that holds it."""
+        with self._condition:
+            self._limiter.forget(key)
+            entry = self._entries.get(key)
+            if entry is not None and entry.state is _State.WORKING:
+                entry.requeue_after = math.inf
 
     def forget(self, key: K) -> None:
         """The work on ``key`` succeeded or is pointless: its failures no longer count."""
@@ -171,6 +183,16 @@ class WorkQueue(Generic[K]):
             # A slot of the group has become free: somebody may be waiting for just that.
             self._condition.notify()
 
+    def pause(self) -> None:
+        """Hand out no keys until ``resume``; they gather meanwhile."""
+        with self._condition:
+            self._paused = True
+
+    def resume(self) -> None:
+        with self._condition:
+            self._paused = False
+            self._condition.notify_all()
+
     def shut_down(self) -> None:
         """Hand out no more keys; those being worked may still be finished with ``done``."""
         with self._condition:
@@ -198,17 +220,15 @@ class WorkQueue(Generic[K]):
         with self._condition:
             return sum(group.working for group in self._groups.values())
 
+    def retries(self) -> int:
+        """How often ``retry`` was called."""
+        return self._retries
+
     def oldest_age_s(self) -> float:
         """Seconds since the longest-waiting ready key was added; 0 when there is none."""
         with self._condition:
             ready = [e.since for e in self._entries.values() if e.state is _State.READY]
             return self._clock() - min(ready) if ready else 0.0
-
-    def takeable(self) -> bool:
-        """Whether ``get`` would return a key at once: a pool may want another worker."""
-        with self._condition:
-            self._expire_waits()
-            return not self._shut_down and self._peek() is not None
 
     # -- inside; the lock is held
 
@@ -245,8 +265,9 @@ class WorkQueue(Generic[K]):
     def _park(self, entry: _Entry[K], delay_s: float) -> None:
         entry.state, entry.dirty, entry.requeue_after = _State.WAITING, False, None
         entry.turn = next(self._turns)
-        heapq.heappush(self._waiting, (self._clock() + delay_s, entry.turn, entry))
-        self._condition.notify()
+        if delay_s < math.inf:
+            heapq.heappush(self._waiting, (self._clock() + delay_s, entry.turn, entry))
+            self._condition.notify()
 
     def _withdraw(self, entry: _Entry[K]) -> None:
         group = self._groups[entry.group]
@@ -274,7 +295,7 @@ class WorkQueue(Generic[K]):
 
     def _take(self) -> _Entry[K] | None:
         self._expire_waits()
-        found = self._peek()
+        found = None if self._paused else self._peek()
         if found is None:
             return None
         name, lane = found

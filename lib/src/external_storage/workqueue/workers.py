@@ -25,11 +25,18 @@ class Workers(Generic[K]):
     """
 
     def __init__(
-        self, queue: WorkQueue[K], work: Callable[[K], None], *, max_threads: int = 64
+        self,
+        queue: WorkQueue[K],
+        work: Callable[[K], None],
+        *,
+        max_threads: int = 64,
+        abandon: Callable[[threading.Thread], bool] = lambda _: False,
     ) -> None:
+        """``abandon`` says which threads ``stop`` need not wait for, because they hang."""
         self._queue = queue
         self._work = work
         self._max_threads = max_threads
+        self._abandon = abandon
         self._lock = threading.Lock()
         self._threads: set[threading.Thread] = set()
         self._idle = 0
@@ -40,15 +47,21 @@ class Workers(Generic[K]):
         with self._lock:
             self._spawn()
 
-    def stop(self, timeout_s: float) -> bool:
-        """Take no more keys and wait for those in work; False if some did not end in time."""
+    def finish(self) -> None:
+        """Take no more keys; those in work go on."""
         with self._lock:
             self._stopping = True
         self._queue.shut_down()
+
+    def stop(self, timeout_s: float) -> bool:
+        """Take no more keys and wait for those in work; False if some did not end in time."""
+        self.finish()
         deadline = time.monotonic() + timeout_s
         for thread in list(self._threads):
-            thread.join(max(deadline - time.monotonic(), 0.0))
-        return not any(thread.is_alive() for thread in list(self._threads))
+            if not self._abandon(thread):
+                thread.join(max(deadline - time.monotonic(), 0.0))
+        left = [thread for thread in list(self._threads) if thread.is_alive()]
+        return all(self._abandon(thread) for thread in left)
 
     def _spawn(self) -> None:
         # Daemon threads: an author's call that never returns must not hold up our exit.

@@ -1,0 +1,86 @@
+"""The author's code, called: with a deadline, watched, and nowhere else."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from external_storage.assets import AssetRecord
+from external_storage.calls import Calls
+from external_storage.deadline import Deadline
+from external_storage.events import EventRecorder
+from external_storage.kube.types import KubeObject, PersistentVolume
+from external_storage.provisioner import (
+    Expanded,
+    ProvisionedVolume,
+    Provisioner,
+    ProvisionRequest,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Author:
+    """Calls into one provisioner; each raises what the author's code raises."""
+
+    provisioner: Provisioner[Any, Any]
+    calls: Calls
+    events: EventRecorder
+    timeout_s: float
+    clock: Callable[[], float] = time.monotonic
+    _sources: Counter[str] = field(default_factory=Counter)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def provision(self, request: ProvisionRequest[Any]) -> ProvisionedVolume:
+        """``request`` with a deadline of its own."""
+        deadline = self._deadline()
+        with self._cloning(request.source_volume), self._call(request.claim, "provision", deadline):
+            return self.provisioner.provision(replace(request, deadline=deadline))
+
+    def delete(self, volume: PersistentVolume) -> None:
+        with self._call(volume, "delete", self._deadline()):
+            self.provisioner.delete(volume)
+
+    def expand(self, volume: PersistentVolume, capacity: int) -> Expanded:
+        with self._call(volume, "expand", self._deadline()):
+            return self.provisioner.expand(volume, capacity)
+
+    def discard(self, record: AssetRecord) -> None:
+        call = self.calls.call("discard", record.name, self._deadline(), tell=lambda _: None)
+        with call:
+            self.provisioner.discard(record)
+
+    def is_being_cloned(self, volume_name: str) -> bool:
+        """Whether a clone of the volume is being made at this moment."""
+        return self._sources[volume_name] > 0
+
+    def _deadline(self) -> Deadline:
+        return Deadline(self.clock() + self.timeout_s, self.clock)
+
+    @contextmanager
+    def _call(self, about: KubeObject, what: str, deadline: Deadline) -> Iterator[None]:
+        def tell(seconds: float) -> None:
+            text = f"{what}: the back end has not answered for {seconds:.0f} s; it is waited for"
+            self.events.warning(about, "BackendStuck", text)
+
+        with self.calls.call(what, about.key, deadline, tell=tell):
+            yield
+
+    @contextmanager
+    def _cloning(self, source: PersistentVolume | None) -> Iterator[None]:
+        if source is None:
+            yield
+            return
+        with self._lock:
+            self._sources[source.name] += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._sources[source.name] -= 1
+                if not self._sources[source.name]:
+                    del self._sources[source.name]

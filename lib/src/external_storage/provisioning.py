@@ -1,0 +1,391 @@
+"""Working a claim: decide, call the author's code, save the volume, settle the outcome."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from external_storage.author import Author
+from external_storage.claims import (
+    has_intent,
+    is_terminating,
+    populated_from,
+    selected_node,
+    should_provision,
+    source_kind,
+)
+from external_storage.decision import skip
+from external_storage.errors import (
+    Ignored,
+    Infeasible,
+    ProvisioningFailed,
+    ProvisioningInBackground,
+    Reschedule,
+    Unchanged,
+    meant,
+)
+from external_storage.events import EventRecorder
+from external_storage.informer import Lister
+from external_storage.intents import ClaimGone, begin_intent, end_intent, read_intent
+from external_storage.kube.client import Client
+from external_storage.kube.errors import KubeError, NotFound
+from external_storage.kube.names import ANN_SELECTED_NODE
+from external_storage.kube.types import PersistentVolume, PersistentVolumeClaim, StorageClass
+from external_storage.logs import Logger, get_logger
+from external_storage.metrics import Metrics
+from external_storage.outcome import PAUSE_S, log_failure
+from external_storage.persistent_volume import UnfitVolume, build_volume, class_name
+from external_storage.provision_request import RequestBuilder
+from external_storage.provisioner import Provisioner, ProvisionRequest
+from external_storage.settings import Settings
+from external_storage.unfinished import UnfinishedAssets
+from external_storage.volume_store import VolumeStore
+from external_storage.workqueue import WorkQueue
+
+log = get_logger(__name__)
+
+Request = ProvisionRequest[Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClaimWork:
+    """Works one claim at a time for each worker that calls ``work``.
+
+    What the last call for a claim left open is kept here until it is known how it ended: it goes
+    on, with the very same request, whatever becomes of the claim, its class and the threshold.
+    """
+
+    provisioner: Provisioner[Any, Any]
+    settings: Settings
+    client: Client
+    queue: WorkQueue[str]
+    claims: Lister[PersistentVolumeClaim]
+    volumes: Lister[PersistentVolume]
+    classes: Lister[StorageClass]
+    store: VolumeStore
+    requests: RequestBuilder
+    author: Author
+    unfinished: UnfinishedAssets
+    events: EventRecorder
+    metrics: Metrics
+    may_take: Callable[[], bool] = lambda: True
+    """Whether new claims are ours to take, or another replica's."""
+    clock: Callable[[], float] = time.monotonic
+    _open: dict[str, Request] = field(default_factory=dict)
+    """By claim UID: the request of a call whose end is not known."""
+    _settled: set[str] = field(default_factory=set)
+    """Claims with an intent whose last call is known to have ended, and to have left nothing."""
+    _told: dict[str, str] = field(default_factory=dict)
+    """What the user of a claim was told of why it waits: once, and not every few seconds."""
+    _tried_with: dict[str, str] = field(default_factory=dict)
+    """The version of the class that the last try of a claim was made with."""
+    _outdated: dict[str, str] = field(default_factory=dict)
+    """Versions of claims that we have replaced, though the informer may still show them."""
+
+    # -- what others ask
+
+    def needed(self, claim: PersistentVolumeClaim) -> bool:
+        """Whether there may be anything to do for the claim in its present state."""
+        return not claim.spec.volume_name or has_intent(claim)
+
+    def was_tried_with(self, uid: str, storage_class: StorageClass) -> bool:
+        """Whether the last try saw the class as it is: a worker may be faster than the news."""
+        return self._tried_with.get(uid) == storage_class.metadata.resource_version
+
+    def open_calls(self) -> int:
+        """How many claims have a call whose end is not known."""
+        return len(self._open)
+
+    # -- one claim
+
+    def work(self, uid: str) -> None:
+        """Called by a worker with the UID of a claim, which may be gone."""
+        found = self.claims.by_index("uid", uid)
+        claim = found[0] if found else None
+        if self.store.has_unsaved(uid):
+            self._attempt(uid, claim, lambda: self._save_again(uid, claim))
+        elif uid in self._open:
+            self._attempt(uid, claim, lambda: self._call(self._open[uid], claim))
+        elif claim is None:
+            self._gone(uid)
+        elif has_intent(claim) and uid not in self._settled:
+            self._resolve_intent(claim)
+        elif has_intent(claim) and (is_terminating(claim) or self._has_volume(claim)):
+            self._attempt(uid, claim, lambda: self._end_intent(claim))
+        else:
+            self._look_at(claim)
+
+    def _look_at(self, claim: PersistentVolumeClaim) -> None:
+        storage_class = self.classes.get(class_name(claim))
+        decision = should_provision(
+            claim,
+            storage_class,
+            names=self.settings.names,
+            node_name=self.provisioner.node_name,
+        )
+        if decision.proceed and self._has_volume(claim):
+            decision = skip("the volume is there, the binder has not come to it yet")
+        if decision.proceed and self._outdated.get(claim.uid) == claim.metadata.resource_version:
+            decision = skip("the claim has been changed by us, the watch has not come to it yet")
+        if decision.proceed and not self.may_take():
+            decision = skip("another replica takes new claims")
+        if decision.proceed and not self.provisioner.accepts(claim):
+            decision = skip("the claim is for another instance")
+        if decision.proceed and (kind := populated_from(claim)) is not None:
+            self._tell(claim, "LeftToPopulator", f"Left to a populator of volumes from {kind}")
+            decision = skip("the volume is a populator's to fill")
+        if not decision.proceed or storage_class is None:
+            log.debug("claim left alone", claim=claim.key, reason=decision.reason)
+            self.queue.forget(claim.uid)
+        elif self._may_work(claim):
+            self._tried_with[claim.uid] = storage_class.metadata.resource_version
+            self._attempt(claim.uid, claim, lambda: self._provision(claim, storage_class))
+
+    def _may_work(self, claim: PersistentVolumeClaim) -> bool:
+        pause = self.provisioner.check()
+        if pause is None:
+            self._told.pop(claim.uid, None)
+            return True
+        self._tell(claim, "ProvisioningPaused", f"Waiting: {pause}")
+        self.queue.add_after(claim.uid, PAUSE_S)
+        return False
+
+    def _tell(self, claim: PersistentVolumeClaim, reason: str, text: str) -> None:
+        if self._told.get(claim.uid) != text:
+            self._told[claim.uid] = text
+            self.events.normal(claim, reason, text)
+
+    def _has_volume(self, claim: PersistentVolumeClaim) -> bool:
+        return self.store.was_saved(claim.uid) or bool(self.volumes.by_index("claim", claim.uid))
+
+    def _gone(self, uid: str) -> None:
+        """The claim is gone, and nothing that was begun for it is open."""
+        record = self.unfinished.of_claim(uid)
+        if record is None:
+            self._forget(uid)
+        elif self.provisioner.check() is not None:
+            self.queue.add_after(uid, PAUSE_S)
+        else:
+            self._attempt(uid, None, lambda: self.unfinished.discard(record))
+
+    def _forget(self, uid: str) -> None:
+        self.queue.forget(uid)
+        self.store.claim_seen(uid, None)
+        self._settled.discard(uid)
+        for memory in (self._told, self._tried_with, self._outdated):
+            memory.pop(uid, None)
+
+    # -- provisioning
+
+    def _provision(
+        self, claim: PersistentVolumeClaim, storage_class: StorageClass
+    ) -> PersistentVolume | None:
+        """Make the asset, build the PersistentVolume and save it; None: not wanted any more."""
+        if not self.store.still_wants_volume(claim):
+            return None
+        request = self.requests.build(claim, storage_class)
+        if self.provisioner.durable_intent:
+            try:
+                claim = begin_intent(self.client, claim, storage_class)
+            except ClaimGone as error:
+                log.info("claim is gone before anything was begun", reason=str(error))
+                return None
+            self._settled.discard(claim.uid)
+        name = storage_class.provisioner
+        self.events.normal(claim, "Provisioning", f"{name} is making a volume for this claim")
+        return self._call(request, claim)
+
+    def _call(self, request: Request, claim: PersistentVolumeClaim | None) -> PersistentVolume:
+        """Call the author's code and save what it made."""
+        uid = request.claim.uid
+        try:
+            made = self.author.provision(request)
+        except (Exception, SystemExit) as error:
+            cause = meant(error)
+            if isinstance(cause, ProvisioningInBackground):
+                self._open[uid] = request
+            elif not isinstance(cause, Unchanged):
+                self._settle(uid)
+            raise
+        self._settle(uid)
+        try:
+            fields = build_volume(request, made)
+        except UnfitVolume as error:
+            self.store.discard(error.fields)
+            raise
+        # From here on the store keeps it, until it is saved or undone.
+        return self._saved(self.store.save(uid, fields), claim)
+
+    def _settle(self, uid: str) -> None:
+        self._open.pop(uid, None)
+        if self.provisioner.durable_intent:
+            self._settled.add(uid)
+
+    def _save_again(self, uid: str, claim: PersistentVolumeClaim | None) -> PersistentVolume:
+        return self._saved(self.store.save_again(uid), claim)
+
+    def _saved(
+        self, volume: PersistentVolume, claim: PersistentVolumeClaim | None
+    ) -> PersistentVolume:
+        if claim is not None and self.provisioner.durable_intent:
+            try:
+                end_intent(self.client, claim)
+            except KubeError as error:
+                log.warning("an intent cannot be ended yet", claim=claim.key, error=str(error))
+                self.queue.add_after(claim.uid, PAUSE_S)
+        return volume
+
+    # -- intents
+
+    def _resolve_intent(self, claim: PersistentVolumeClaim) -> None:
+        """After a restart: how the call ended that the intent was written for is not known."""
+        if self._has_volume(claim) or claim.spec.volume_name:
+            self._attempt(claim.uid, claim, lambda: self._end_intent(claim))
+            return
+        intent = read_intent(claim)
+        if intent is not None:
+            storage_class: StorageClass | None = intent.storage_class
+        else:
+            storage_class = self.classes.get(class_name(claim))
+        if storage_class is None:
+            text = "What was begun for it is not known: its class is gone"
+            self._tell(claim, "ProvisioningPaused", text)
+            self.queue.add_after(claim.uid, self.settings.retry_interval_max)
+        elif self._may_work(claim):
+            found = storage_class
+            self._attempt(claim.uid, claim, lambda: self._call_begun(claim, found))
+
+    def _call_begun(
+        self, claim: PersistentVolumeClaim, storage_class: StorageClass
+    ) -> PersistentVolume:
+        return self._call(self.requests.build(claim, storage_class), claim)
+
+    def _end_intent(self, claim: PersistentVolumeClaim) -> None:
+        end_intent(self.client, claim)
+        # The informer may go on showing the intent for a moment: it must not be resolved again.
+        self._settled.add(claim.uid)
+
+    # -- outcomes
+
+    def _attempt(
+        self,
+        uid: str,
+        claim: PersistentVolumeClaim | None,
+        call: Callable[[], PersistentVolume | None],
+    ) -> None:
+        started = self.clock()
+        try:
+            volume = call()
+        except (Exception, SystemExit) as error:
+            self._failed(uid, claim, meant(error))
+        else:
+            self._succeeded(uid, claim, volume, seconds=self.clock() - started)
+
+    def _succeeded(
+        self,
+        uid: str,
+        claim: PersistentVolumeClaim | None,
+        volume: PersistentVolume | None,
+        *,
+        seconds: float,
+    ) -> None:
+        fields = self._fields(uid, claim)
+        self.queue.forget(uid)
+        if claim is None:
+            self._forget(uid)
+        if volume is None:
+            return
+        fields.info("volume saved", volume=volume.name, seconds=round(seconds, 3))
+        if claim is None:
+            return
+        labels = (class_name(claim), source_kind(claim))
+        self.metrics.provisioned.labels(*labels).inc()
+        self.metrics.provision_seconds.labels(*labels).observe(seconds)
+        self.metrics.claim_age_seconds.labels(labels[0]).observe(_age_s(claim))
+        self.events.normal(claim, "ProvisioningSucceeded", f"Volume {volume.name} is ready")
+
+    def _failed(self, uid: str, claim: PersistentVolumeClaim | None, error: BaseException) -> None:
+        """What each way to fail means for the claim's key, its user and the metrics."""
+        fields = self._fields(uid, claim)
+        if isinstance(error, Ignored):
+            self.queue.forget(uid)
+            fields.info("claim ignored", reason=str(error))
+            return
+        if claim is not None and isinstance(error, Reschedule) and selected_node(claim):
+            error = self._reschedule(claim, error)
+        slow = isinstance(error, (Infeasible, UnfitVolume))
+        given_up = self._is_enough(uid)
+        if isinstance(error, Reschedule) and uid in self._outdated:
+            # The scheduler's answer is a change of the claim: it brings the key back.
+            self.queue.forget(uid)
+            delay = 0.0
+        elif given_up:
+            self.queue.give_up(uid)
+            delay = float("inf")
+        else:
+            at_least = self.settings.retry_interval_max if slow else 0.0
+            delay = self.queue.retry(uid, min_delay_s=at_least)
+        log_failure(fields, "provisioning failed", error, retry_in_s=delay)
+        if claim is not None:
+            labels = (class_name(claim), source_kind(claim))
+            self.metrics.provision_failed.labels(*labels).inc()
+            self._tell_failure(claim, error, slow=slow, given_up=given_up)
+
+    def _is_enough(self, uid: str) -> bool:
+        """Whether the threshold ends the tries; never while something may be left behind."""
+        threshold = self.settings.failed_provision_threshold
+        return (
+            0 < threshold <= self.queue.failures(uid) + 1
+            and uid not in self._open
+            and not self.store.has_unsaved(uid)
+        )
+
+    def _tell_failure(
+        self, claim: PersistentVolumeClaim, error: BaseException, *, slow: bool, given_up: bool
+    ) -> None:
+        text = (str(error) or type(error).__name__).rstrip(".")
+        if isinstance(error, (ProvisioningInBackground, Unchanged)) and not given_up:
+            self.events.normal(claim, "ProvisioningInProgress", text)
+            return
+        if given_up:
+            tries = self.settings.failed_provision_threshold
+            text += f". Given up after {tries} tries, until the claim or its class changes"
+        elif slow:
+            text += ". It is tried again when the claim or its class changes, else only slowly."
+        self.events.warning(claim, "ProvisioningFailed", text)
+
+    def _reschedule(self, claim: PersistentVolumeClaim, error: Reschedule) -> BaseException:
+        """Take the selected node off the claim, so that the scheduler selects again."""
+        meta = claim.metadata
+        patch = {
+            "metadata": {
+                "uid": meta.uid,
+                "resourceVersion": meta.resource_version,
+                "annotations": {ANN_SELECTED_NODE: None},
+            }
+        }
+        try:
+            self.client.patch(PersistentVolumeClaim, claim.name, patch, namespace=claim.namespace)
+        except NotFound:
+            return error
+        except Exception as failure:
+            text = f"{error}; node {selected_node(claim)} cannot be taken back: {failure}"
+            return ProvisioningFailed(text)
+        self._outdated[claim.uid] = meta.resource_version
+        return error
+
+    def _fields(self, uid: str, claim: PersistentVolumeClaim | None) -> Logger:
+        attempt = self.queue.failures(uid) + 1
+        if claim is None:
+            return log.bind(claim_uid=uid, attempt=attempt)
+        return log.bind(claim=claim.key, storage_class=class_name(claim), attempt=attempt)
+
+
+def _age_s(claim: PersistentVolumeClaim) -> float:
+    created = claim.metadata.creation_timestamp
+    if created is None:
+        return 0.0
+    return max((datetime.now(UTC) - datetime.fromisoformat(created)).total_seconds(), 0.0)
