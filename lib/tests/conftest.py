@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 
 from external_storage import (
+    AssetRecord,
+    AssetRecords,
     Manager,
     Parameters,
     PersistentVolume,
@@ -57,11 +59,16 @@ class Folders(Provisioner[FolderSettings, FolderParameters]):
         self.requests: list[ProvisionRequest[FolderParameters]] = []
         self.on_provision: Callable[[ProvisionRequest[FolderParameters]], Any] = lambda _: None
         self.on_delete: Callable[[PersistentVolume], None] = lambda _: None
+        self.discarded: list[str] = []
+        self.reconciled: list[int] = []
+        self.keeps_records = False
         self.trouble: str | None = None
 
     def provision(self, request: ProvisionRequest[FolderParameters]) -> ProvisionedVolume:
         self.requests.append(request)
         self.provisioned.append(request.claim.name)
+        if self.records is not None:
+            self.records.begin(request.volume_name, claim=request.claim)
         made = self.on_provision(request)
         path = self.settings.root / request.volume_name
         path.mkdir(exist_ok=True)
@@ -69,10 +76,25 @@ class Folders(Provisioner[FolderSettings, FolderParameters]):
             return made
         return ProvisionedVolume(source={"hostPath": {"path": str(path)}})
 
+    def start(self) -> None:
+        if self.keeps_records:
+            self.records = AssetRecords(self.settings.root.parent / "records")
+
+    def discard(self, record: AssetRecord) -> None:
+        assert self.records is not None
+        self.discarded.append(record.name)
+        shutil.rmtree(self.settings.root / record.name, ignore_errors=True)
+        self.records.forget(record.name)
+
+    def reconcile(self, volumes: Sequence[PersistentVolume]) -> None:
+        self.reconciled.append(len(volumes))
+
     def delete(self, volume: PersistentVolume) -> None:
         self.deleted.append(volume.name)
         self.on_delete(volume)
         shutil.rmtree(self.settings.root / volume.name, ignore_errors=True)
+        if self.records is not None:
+            self.records.forget(volume.name)
 
     def check(self) -> str | None:
         return self.trouble
@@ -106,8 +128,11 @@ class Rig:
     provisioner: Folders = field(init=False)
     manager: Manager = field(init=False)
 
-    def start(self, **settings: str) -> Folders:
-        """A provisioner of our name, running in this process; fast retries unless told."""
+    def start(self, declare: Mapping[str, Any] | None = None, **settings: str) -> Folders:
+        """A provisioner of our name, running in this process; fast retries unless told.
+
+        ``declare`` sets its attributes before it starts.
+        """
         texts = {
             "provisioner_name": self.name,
             "root": str(self.root),
@@ -122,6 +147,7 @@ class Rig:
         class Recorded(Folders):
             def __init__(self, settings: FolderSettings, context: Any) -> None:
                 super().__init__(settings, context)
+                vars(self).update(declare or {})
                 built.append(self)
 
         self.manager = Manager.for_provisioner(Recorded, checked, config)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from external_storage import PersistentVolumeClaim, StorageClass
+from external_storage import PersistentVolumeClaim, Service, StorageClass
 from external_storage.kube import auth
 from external_storage.kube.auth import ClientConfig, FileToken, NoToken
 from external_storage.kube.client import PAGE_SIZE, Client
@@ -19,6 +19,7 @@ from external_storage.kube.errors import (
     Conflict,
     Forbidden,
     Invalid,
+    NotAllowed,
     NotFound,
     ServerError,
     TooManyRequests,
@@ -297,3 +298,20 @@ def test_the_observer_is_told_of_every_request(
         ("patch", "storageclasses", "404"),
         ("create", "storageclasses", "error"),
     ]
+
+
+def test_a_guarded_view_reads_always_and_writes_only_while_it_may(
+    api: Client, namespace: str
+) -> None:
+    may = [False]
+    view = api.guarded(lambda: may[0])
+    body = {"metadata": {"name": "guarded"}, "spec": {"ports": [{"port": 80}]}}
+    with pytest.raises(NotAllowed):
+        view.create(Service, body, namespace=namespace)
+    assert view.list_all(Service, namespace=namespace) == []
+    may[0] = True
+    made = view.create(Service, body, namespace=namespace)
+    may[0] = False
+    with pytest.raises(NotAllowed):
+        view.delete(Service, made.name, uid=made.uid, namespace=namespace)
+    api.delete(Service, made.name, uid=made.uid, namespace=namespace)

@@ -325,7 +325,7 @@ def test_a_class_whose_backend_hangs_does_not_hold_up_another_class(rig: Any) ->
 def test_while_the_backend_says_no_claims_wait_and_an_event_says_why(
     rig: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("external_storage.claims.PAUSE_S", 0.1)
+    monkeypatch.setattr("external_storage.provisioning.PAUSE_S", 0.1)
     provisioner = rig.start()
     provisioner.trouble = "the array is rebooting"
     rig.claim("data", rig.storage_class())

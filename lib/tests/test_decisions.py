@@ -190,7 +190,6 @@ def test_spec_node_class_and_provisioner_are_worth_another_try(
     [
         claim(resource_version="2"),
         claim(annotations={"example.com/note": "x"}),
-        claim(deleting=True),
         claim(annotations={ANN_BETA_STORAGE_PROVISIONER: OTHER}),
     ],
 )
@@ -222,7 +221,6 @@ def test_a_released_volume_of_ours_is_deleted() -> None:
         (released(provisioner=None), "the volume is another provisioner's"),
         (released(phase="Bound"), "the volume is not released"),
         (released(phase="Available"), "the volume is not released"),
-        (released(phase="Failed"), "the volume is not released"),
         (released(phase=""), "the volume is not released"),
         (released(reclaim_policy="Retain"), "the reclaim policy keeps the volume"),
         (

@@ -343,3 +343,40 @@ def test_the_failures_of_each_key_are_counted_apart() -> None:
     assert [limiter.when("a"), limiter.when("a"), limiter.when("b")] == [1.0, 2.0, 1.0]
     limiter.forget("a")
     assert (limiter.failures("a"), limiter.failures("b")) == (0, 1)
+
+
+def test_a_key_that_was_given_up_is_left_alone_until_it_is_woken(
+    queue: WorkQueue[str], clock: Clock
+) -> None:
+    queue.add("a")
+    take(queue)
+    queue.give_up("a")
+    queue.done("a")
+    assert (queue.failures("a"), queue.waiting()) == (0, 1)
+    queue.add("a")
+    clock.advance(1e9)
+    assert take(queue) is None
+    queue.wake("a")
+    assert take(queue) == "a"
+
+
+def test_a_key_woken_while_it_is_given_up_is_worked_once_more(queue: WorkQueue[str]) -> None:
+    queue.add("a")
+    take(queue)
+    queue.wake("a")
+    queue.give_up("a")
+    queue.done("a")
+    assert take(queue) == "a"
+
+
+def test_a_paused_queue_hands_out_nothing_and_forgets_nothing(
+    queue: WorkQueue[str], clock: Clock
+) -> None:
+    queue.pause()
+    queue.add("a")
+    queue.add_after("b", 1)
+    clock.advance(2)
+    assert take(queue) is None
+    assert len(queue) == 2
+    queue.resume()
+    assert [take(queue), take(queue)] == ["a", "b"]

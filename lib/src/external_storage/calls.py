@@ -21,6 +21,7 @@ from external_storage.logs import get_logger
 log = get_logger(__name__)
 
 OVERRUN_S = 30.0
+_LONGEST_WAIT_S = 3600.0
 
 
 @dataclass(slots=True)
@@ -38,9 +39,9 @@ class Calls:
     """Watches over the calls of one controller. Safe to use from any number of threads."""
 
     def __init__(
-        self, *, overrun_s: float = OVERRUN_S, clock: Callable[[], float] = time.monotonic
+        self, *, overrun_s: float | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._overrun_s = overrun_s
+        self._overrun_s = OVERRUN_S if overrun_s is None else overrun_s
         self._clock = clock
         self._condition = threading.Condition()
         self._calls: dict[int, _Call] = {}
@@ -100,7 +101,8 @@ class Calls:
                 self._look()
                 pending = [call.stuck_at for call in self._calls.values() if not call.stuck]
                 if pending:
-                    self._condition.wait(max(min(pending) - self._clock(), 0.01))
+                    wait = min(pending) - self._clock()
+                    self._condition.wait(min(max(wait, 0.01), _LONGEST_WAIT_S))
                     continue
                 # Calls come and go in milliseconds: only a quiet controller is left to its sleep.
                 self._condition.wait(self._overrun_s)

@@ -31,8 +31,7 @@ from external_storage.events import EventRecorder
 from external_storage.informer import Lister
 from external_storage.intents import ClaimGone, begin_intent, end_intent, read_intent
 from external_storage.kube.client import Client
-from external_storage.kube.errors import KubeError, NotFound
-from external_storage.kube.names import ANN_SELECTED_NODE
+from external_storage.kube.errors import KubeError
 from external_storage.kube.types import PersistentVolume, PersistentVolumeClaim, StorageClass
 from external_storage.logs import Logger, get_logger
 from external_storage.metrics import Metrics
@@ -40,6 +39,7 @@ from external_storage.outcome import PAUSE_S, log_failure
 from external_storage.persistent_volume import UnfitVolume, build_volume, class_name
 from external_storage.provision_request import RequestBuilder
 from external_storage.provisioner import Provisioner, ProvisionRequest
+from external_storage.rescheduling import take_node_back
 from external_storage.settings import Settings
 from external_storage.unfinished import UnfinishedAssets
 from external_storage.volume_store import VolumeStore
@@ -82,8 +82,8 @@ class ClaimWork:
     """What the user of a claim was told of why it waits: once, and not every few seconds."""
     _tried_with: dict[str, str] = field(default_factory=dict)
     """The version of the class that the last try of a claim was made with."""
-    _outdated: dict[str, str] = field(default_factory=dict)
-    """Versions of claims that we have replaced, though the informer may still show them."""
+    _changed: dict[str, str] = field(default_factory=dict)
+    """The versions that we have made of claims: older ones, in the informer, are not to be used."""
 
     # -- what others ask
 
@@ -108,7 +108,7 @@ class ClaimWork:
         if self.store.has_unsaved(uid):
             self._attempt(uid, claim, lambda: self._save_again(uid, claim))
         elif uid in self._open:
-            self._attempt(uid, claim, lambda: self._call(self._open[uid], claim))
+            self._go_on(uid, claim)
         elif claim is None:
             self._gone(uid)
         elif has_intent(claim) and uid not in self._settled:
@@ -128,7 +128,7 @@ class ClaimWork:
         )
         if decision.proceed and self._has_volume(claim):
             decision = skip("the volume is there, the binder has not come to it yet")
-        if decision.proceed and self._outdated.get(claim.uid) == claim.metadata.resource_version:
+        if decision.proceed and claim.metadata.is_older_than(self._changed.get(claim.uid, "")):
             decision = skip("the claim has been changed by us, the watch has not come to it yet")
         if decision.proceed and not self.may_take():
             decision = skip("another replica takes new claims")
@@ -175,7 +175,7 @@ class ClaimWork:
         self.queue.forget(uid)
         self.store.claim_seen(uid, None)
         self._settled.discard(uid)
-        for memory in (self._told, self._tried_with, self._outdated):
+        for memory in (self._told, self._tried_with, self._changed):
             memory.pop(uid, None)
 
     # -- provisioning
@@ -207,7 +207,7 @@ class ClaimWork:
             cause = meant(error)
             if isinstance(cause, ProvisioningInBackground):
                 self._open[uid] = request
-            elif not isinstance(cause, Unchanged):
+            elif not (isinstance(cause, Unchanged) and uid in self._open):
                 self._settle(uid)
             raise
         self._settle(uid)
@@ -218,6 +218,14 @@ class ClaimWork:
             raise
         # From here on the store keeps it, until it is saved or undone.
         return self._saved(self.store.save(uid, fields), claim)
+
+    def _go_on(self, uid: str, claim: PersistentVolumeClaim | None) -> None:
+        """Ask again how a call ended, with the request that it was made with."""
+        request = self._open[uid]
+        if self.provisioner.check() is not None:
+            self.queue.add_after(uid, PAUSE_S)
+        else:
+            self._attempt(uid, claim, lambda: self._call(request, claim))
 
     def _settle(self, uid: str) -> None:
         self._open.pop(uid, None)
@@ -261,7 +269,8 @@ class ClaimWork:
     def _call_begun(
         self, claim: PersistentVolumeClaim, storage_class: StorageClass
     ) -> PersistentVolume:
-        return self._call(self.requests.build(claim, storage_class), claim)
+        self._open[claim.uid] = request = self.requests.build(claim, storage_class)
+        return self._call(request, claim)
 
     def _end_intent(self, claim: PersistentVolumeClaim) -> None:
         end_intent(self.client, claim)
@@ -314,11 +323,12 @@ class ClaimWork:
             self.queue.forget(uid)
             fields.info("claim ignored", reason=str(error))
             return
+        rescheduled = False
         if claim is not None and isinstance(error, Reschedule) and selected_node(claim):
-            error = self._reschedule(claim, error)
+            error, rescheduled = self._reschedule(claim, error)
         slow = isinstance(error, (Infeasible, UnfitVolume))
-        given_up = self._is_enough(uid)
-        if isinstance(error, Reschedule) and uid in self._outdated:
+        given_up = not rescheduled and self._is_enough(uid)
+        if rescheduled:
             # The scheduler's answer is a change of the claim: it brings the key back.
             self.queue.forget(uid)
             delay = 0.0
@@ -357,25 +367,17 @@ class ClaimWork:
             text += ". It is tried again when the claim or its class changes, else only slowly."
         self.events.warning(claim, "ProvisioningFailed", text)
 
-    def _reschedule(self, claim: PersistentVolumeClaim, error: Reschedule) -> BaseException:
-        """Take the selected node off the claim, so that the scheduler selects again."""
-        meta = claim.metadata
-        patch = {
-            "metadata": {
-                "uid": meta.uid,
-                "resourceVersion": meta.resource_version,
-                "annotations": {ANN_SELECTED_NODE: None},
-            }
-        }
+    def _reschedule(
+        self, claim: PersistentVolumeClaim, error: Reschedule
+    ) -> tuple[BaseException, bool]:
+        """Take the selected node off the claim, so that the scheduler selects again; False with
+        what to report if that could not be done."""
         try:
-            self.client.patch(PersistentVolumeClaim, claim.name, patch, namespace=claim.namespace)
-        except NotFound:
-            return error
-        except Exception as failure:
-            text = f"{error}; node {selected_node(claim)} cannot be taken back: {failure}"
-            return ProvisioningFailed(text)
-        self._outdated[claim.uid] = meta.resource_version
-        return error
+            self._changed[claim.uid] = take_node_back(self.client, claim)
+        except KubeError as failure:
+            text = f"{error}; the selected node cannot be taken back: {failure}"
+            return ProvisioningFailed(text), False
+        return error, True
 
     def _fields(self, uid: str, claim: PersistentVolumeClaim | None) -> Logger:
         attempt = self.queue.failures(uid) + 1

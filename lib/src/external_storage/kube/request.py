@@ -9,6 +9,7 @@ from urllib.parse import quote, urlencode
 from external_storage.kube.types import KubeObject
 
 JSON = "application/json"
+JSON_PATCH = "application/json-patch+json"
 MERGE_PATCH = "application/merge-patch+json"
 STRATEGIC_PATCH = "application/strategic-merge-patch+json"
 

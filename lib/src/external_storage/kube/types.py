@@ -35,6 +35,13 @@ class ObjectMeta(KubeStruct, frozen=True):
     finalizers: tuple[str, ...] = ()
     owner_references: tuple[OwnerReference, ...] = ()
 
+    def is_older_than(self, version: str) -> bool:
+        """Whether ``version``, of the same object, is a later one; False where nobody can tell."""
+        try:
+            return int(self.resource_version) < int(version)
+        except ValueError:
+            return False
+
 
 class KubeObject(KubeStruct, frozen=True):
     """An object with metadata, and where its kind lives in the API."""
@@ -268,6 +275,35 @@ class Node(KubeObject, frozen=True):
     API_VERSION: ClassVar[str] = "v1"
     KIND: ClassVar[str] = "Node"
     RESOURCE: ClassVar[str] = "nodes"
+
+
+class CSIDriverSpec(KubeStruct, frozen=True):
+    storage_capacity: bool | None = None
+
+
+class CSIDriver(KubeObject, frozen=True):
+    """What a cluster says of the driver, or the provisioner, of its name."""
+
+    API_VERSION: ClassVar[str] = "storage.k8s.io/v1"
+    KIND: ClassVar[str] = "CSIDriver"
+    RESOURCE: ClassVar[str] = "csidrivers"
+
+    spec: CSIDriverSpec = CSIDriverSpec()
+
+
+class CSIStorageCapacity(KubeObject, frozen=True):
+    """What is left for volumes of one class on one set of nodes; the scheduler reads it."""
+
+    API_VERSION: ClassVar[str] = "storage.k8s.io/v1"
+    KIND: ClassVar[str] = "CSIStorageCapacity"
+    RESOURCE: ClassVar[str] = "csistoragecapacities"
+    NAMESPACED: ClassVar[bool] = True
+
+    storage_class_name: str = ""
+    node_topology: LabelSelector | None = None
+    """None: no node reaches it."""
+    capacity: str | None = None
+    maximum_volume_size: str | None = None
 
 
 class EventSource(KubeStruct, frozen=True):

@@ -208,11 +208,13 @@ class WorkQueue(Generic[K]):
     def __len__(self) -> int:
         """Keys that could be worked now; those in a back-off or being worked are not counted."""
         with self._condition:
+            self._expire_waits()
             return self._ready_count()
 
     def waiting(self) -> int:
         """Keys that wait out a back-off or a delay."""
         with self._condition:
+            self._expire_waits()
             return sum(e.state is _State.WAITING for e in self._entries.values())
 
     def working(self) -> int:
