@@ -32,7 +32,7 @@ def rig(proxy: FaultProxy, rig: Any) -> Any:
 
 @pytest.fixture
 def quick_relist(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The back-off of informers is for outages, not for a test of twenty of them."""
+    """The back-off of informers is for outages, not for a test of a hundred of them."""
     quick = Backoff(start_s=0.05, max_s=0.1, jitter=0.0)
     monkeypatch.setattr("external_storage.informer.reflector.BACKOFF", quick)
 
@@ -287,11 +287,11 @@ def _make_claims_and_cut(rig: Any, proxy: FaultProxy, count: int, *, until: Unti
     assert len(rig.volumes()) == count
 
 
-def test_watches_cut_twenty_times_miss_nothing_and_cost_no_list(
+def test_watches_cut_a_hundred_times_miss_nothing_and_cost_no_list(
     rig: Any, proxy: FaultProxy, until: Until, quick_relist: None
 ) -> None:
-    _make_claims_and_cut(rig, proxy, 20, until=until)
-    assert len(statuses(proxy, "watch", CLAIMS)) >= 20
+    _make_claims_and_cut(rig, proxy, 100, until=until)
+    assert len(statuses(proxy, "watch", CLAIMS)) >= 100
     for resource in (CLAIMS, VOLUMES, "storageclasses"):
         assert statuses(proxy, "list", resource) == [200]
 

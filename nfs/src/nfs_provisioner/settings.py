@@ -63,7 +63,8 @@ class NfsParameters(Parameters):
     """Parameters of a class of nfs-provisioner."""
 
     gid: int | None = None
-    """Group that owns a volume (mode 2770); `none`: writable by everybody (mode 2777)."""
+    """Group that owns a volume (mode 2770) and is added to the pods that use it; `none`: writable
+    by everybody (mode 2777)."""
 
     root_squash: bool = False
     """Whether root on a client is taken for nobody."""

@@ -136,14 +136,17 @@ def test_a_volume_of_another_instance_is_left_alone(
     deployment: Any, wait_until: Callable[..., None]
 ) -> None:
     deployment.start()
-    deployment.claim("data", deployment.storage_class())
+    storage_class = deployment.storage_class()
+    deployment.claim("data", storage_class)
     (volume,) = deployment.wait_bound(1)
     key = "nfs.external-storage/provisioner-id"
     deployment.api.patch(
         PersistentVolume, volume.name, {"metadata": {"annotations": {key: "somebody-else"}}}
     )
+    deployment.claim("ours", storage_class)
+    deployment.wait_bound(2)
     deployment.delete_claims()
-    wait_until(lambda: "volume ignored" in deployment.tail(), what="the volume is looked at")
+    wait_until(lambda: len(deployment.volumes()) == 1, what="our own volume is deleted")
     assert deployment.directories() == [volume.name]
     assert [left.name for left in deployment.volumes()] == [volume.name]
 
