@@ -51,6 +51,10 @@ class AssetRecord:
     """What the provisioner needs to find and remove the asset; JSON values only."""
 
 
+# Worked out once and now: see kube/decoding.py for why not by the first thread that comes.
+_decode = msgspec.json.Decoder(AssetRecord).decode
+
+
 class DamagedRecord(Exception):
     """A record file that cannot be read as one; it is left where it is."""
 
@@ -71,11 +75,17 @@ class AssetRecords:
             _make(path)
         for left_over in self._staging.iterdir():
             left_over.unlink()
-        self._unfinished = {
-            record.claim_uid: record.name
-            for record in self.all()
-            if record.state is AssetState.PROVISIONING
-        }
+        self._unfinished: dict[str, str] = {}
+        self.read_again()
+
+    def read_again(self) -> None:
+        """Find what another replica, which worked in this directory until now, has left there."""
+        with self._lock:
+            self._unfinished = {
+                record.claim_uid: record.name
+                for record in self.all()
+                if record.state is AssetState.PROVISIONING
+            }
 
     def begin(
         self,
@@ -126,7 +136,7 @@ class AssetRecords:
         except FileNotFoundError:
             return None
         try:
-            record = msgspec.json.decode(data, type=AssetRecord)
+            record: AssetRecord = _decode(data)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise DamagedRecord(f"{path}: {error}") from error
         if record.name != name:

@@ -13,6 +13,7 @@ import msgspec
 
 from external_storage.claims import has_intent, selected_node
 from external_storage.kube.client import Client
+from external_storage.kube.decoding import decoder
 from external_storage.kube.errors import Conflict, Invalid, NotFound
 from external_storage.kube.names import ANN_INTENT, INTENT_FINALIZER
 from external_storage.kube.request import STRATEGIC_PATCH
@@ -39,10 +40,11 @@ def read_intent(claim: PersistentVolumeClaim) -> Intent | None:
     if not has_intent(claim) or note is None:
         return None
     try:
-        return msgspec.json.decode(note, type=Intent)
+        intent: Intent = decoder(Intent).decode(note)
     except msgspec.DecodeError as error:
         log.error("the note of an intent cannot be read", claim=claim.key, error=str(error))
         return None
+    return intent
 
 
 def begin_intent(

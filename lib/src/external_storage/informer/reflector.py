@@ -15,6 +15,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import msgspec
 
 from external_storage.kube.client import Client
+from external_storage.kube.decoding import decoder
 from external_storage.kube.errors import (
     Gone,
     KubeError,
@@ -60,6 +61,9 @@ class _ErrorEvent(msgspec.Struct):
     object: Status
 
 
+_decode_error = msgspec.json.Decoder(_ErrorEvent).decode
+
+
 class Reflector(Generic[T]):
     """Keeps a sink equal to what the API server holds of one kind.
 
@@ -87,8 +91,7 @@ class Reflector(Generic[T]):
         }
         self._clock = clock
         event_type: Any = WatchEvent[kind]  # type: ignore[valid-type]
-        self._decode = msgspec.json.Decoder(event_type).decode
-        self._decode_error = msgspec.json.Decoder(_ErrorEvent).decode
+        self._decode = decoder(event_type).decode
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._stream: Stream | None = None
@@ -189,7 +192,7 @@ class Reflector(Generic[T]):
         self._resource_version = event.object.metadata.resource_version
 
     def _error_of(self, line: bytes) -> StatusError:
-        status = self._decode_error(line).object
+        status = _decode_error(line).object
         if not status.code:
             # Not an error but an object that does not fit: list again instead of meeting it again.
             raise ValueError(f"an object that is no {self._kind.KIND}: {line[:200]!r}")

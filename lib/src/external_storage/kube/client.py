@@ -11,11 +11,13 @@ import copy
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
 import msgspec
 
 from external_storage.kube.auth import ClientConfig
+from external_storage.kube.decoding import decoder
 from external_storage.kube.errors import (
     DECODE_ERRORS,
     NotAllowed,
@@ -72,14 +74,21 @@ class Client:
         self._observer = observer
         self._pause = pause
         self._may_write: Callable[[], bool] | None = None
+        self._timeout_s: float | None = None
         self._closed = threading.Event()
-        self._decoders: dict[Any, msgspec.json.Decoder[Any]] = {}
 
     def guarded(self, may_write: Callable[[], bool]) -> Client:
         """A view of this client that changes nothing while ``may_write`` says no: it raises
         ``NotAllowed`` instead. It shares the connections and is not to be closed."""
         view = copy.copy(self)
         view._may_write = may_write
+        return view
+
+    def impatient(self, timeout_s: float) -> Client:
+        """A view of this client for who has to act in time: a request may take ``timeout_s``, and
+        an answer of 429 is raised at once. It shares the connections and is not to be closed."""
+        view = copy.copy(self)
+        view._timeout_s = timeout_s
         return view
 
     def close(self) -> None:
@@ -217,8 +226,8 @@ class Client:
 
     def send(self, request: Request) -> bytes:
         """Send ``request`` and return the body of a successful answer."""
-        if self._may_write is not None and request.method != "GET" and not self._may_write():
-            raise NotAllowed(f"{request.verb} {request.resource}: not the leader any more")
+        if self._timeout_s is not None:
+            return self._send_authenticated(replace(request, timeout_s=self._timeout_s))
         for attempt in range(1, _MAX_THROTTLED_TRIES + 1):
             try:
                 return self._send_authenticated(request)
@@ -240,6 +249,9 @@ class Client:
     def _send_once(self, request: Request) -> bytes:
         if self._pause is not None:
             self._pause()
+        # Just before it is sent: whoever had to wait for their turn may have lost the right to.
+        if self._may_write is not None and request.method != "GET" and not self._may_write():
+            raise NotAllowed(f"{request.verb} {request.resource}: not the leader any more")
         started = time.monotonic()
         code = "error"
         try:
@@ -256,11 +268,8 @@ class Client:
             self._observer(request.verb, request.resource, code, seconds)
 
     def _decode(self, body: bytes, kind: type[D]) -> D:
-        decoder = self._decoders.get(kind)
-        if decoder is None:
-            decoder = self._decoders[kind] = msgspec.json.Decoder(kind)
         try:
-            decoded: D = decoder.decode(body)
+            decoded: D = decoder(kind).decode(body)
             return decoded
         except DECODE_ERRORS as error:
             raise Unavailable(f"answer not understood: {error}") from error

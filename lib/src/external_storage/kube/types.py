@@ -355,6 +355,25 @@ class Service(KubeObject, frozen=True):
     spec: ServiceSpec = ServiceSpec()
 
 
+class LeaseSpec(KubeStruct, frozen=True):
+    holder_identity: str = ""
+    lease_duration_seconds: int = 0
+    acquire_time: str | None = None
+    renew_time: str | None = None
+    lease_transitions: int = 0
+
+
+class LeaseObject(KubeObject, frozen=True):
+    """Who leads among replicas, and since when; ``external_storage.Lease`` is what holds one."""
+
+    API_VERSION: ClassVar[str] = "coordination.k8s.io/v1"
+    KIND: ClassVar[str] = "Lease"
+    RESOURCE: ClassVar[str] = "leases"
+    NAMESPACED: ClassVar[bool] = True
+
+    spec: LeaseSpec = LeaseSpec()
+
+
 class ListMeta(KubeStruct, frozen=True):
     resource_version: str = ""
     continue_: str = msgspec.field(default="", name="continue")
