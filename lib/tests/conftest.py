@@ -26,6 +26,7 @@ from external_storage import (
     Settings,
     StorageClass,
 )
+from external_storage.controller import ProvisionController
 from external_storage.kube import auth
 from external_storage.kube.client import Client
 from external_storage.kube.errors import KubeError, NotFound
@@ -125,6 +126,8 @@ class Rig:
     root: Path
     stack: ExitStack
     name: str = ""
+    methods: dict[str, Callable[..., Any]] = field(default_factory=dict)
+    """Optional methods of the contract that the provisioner has in this test."""
     provisioner: Folders = field(init=False)
     manager: Manager = field(init=False)
 
@@ -150,11 +153,19 @@ class Rig:
                 vars(self).update(declare or {})
                 built.append(self)
 
+        for name, method in self.methods.items():
+            setattr(Recorded, name, method)
         self.manager = Manager.for_provisioner(Recorded, checked, config)
         self.manager.start()
         self.stack.callback(self.manager.stop)
         self.provisioner = built[0]
         return self.provisioner
+
+    def controller(self) -> ProvisionController:
+        """The controller that runs."""
+        part = next(part for part in self.manager._parts if part.name == "controller")
+        controller: ProvisionController = part.start.__self__  # type: ignore[attr-defined]
+        return controller
 
     def storage_class(self, name: str = "", **fields: Any) -> str:
         """Create a class of ours; its name."""

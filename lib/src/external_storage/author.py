@@ -13,9 +13,11 @@ from typing import Any
 from external_storage.assets import AssetRecord
 from external_storage.calls import Calls
 from external_storage.deadline import Deadline
+from external_storage.errors import ProvisionerError, Unchanged, VolumeInUse
 from external_storage.events import EventRecorder
-from external_storage.kube.types import KubeObject, PersistentVolume
+from external_storage.kube.types import KubeObject, PersistentVolume, StorageClass
 from external_storage.provisioner import (
+    AvailableCapacity,
     Expanded,
     ProvisionedVolume,
     Provisioner,
@@ -33,6 +35,8 @@ class Author:
     timeout_s: float
     clock: Callable[[], float] = time.monotonic
     _sources: Counter[str] = field(default_factory=Counter)
+    _busy: set[str] = field(default_factory=set)
+    """Names of volumes that are being deleted or expanded: never both at once."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def provision(self, request: ProvisionRequest[Any]) -> ProvisionedVolume:
@@ -42,17 +46,24 @@ class Author:
             return self.provisioner.provision(replace(request, deadline=deadline))
 
     def delete(self, volume: PersistentVolume) -> None:
-        with self._call(volume, "delete", self._deadline()):
+        busy = VolumeInUse("an expansion of the volume is going on")
+        with self._alone(volume, busy), self._call(volume, "delete", self._deadline()):
             self.provisioner.delete(volume)
 
     def expand(self, volume: PersistentVolume, capacity: int) -> Expanded:
-        with self._call(volume, "expand", self._deadline()):
+        busy = Unchanged("the volume is being deleted")
+        with self._alone(volume, busy), self._call(volume, "expand", self._deadline()):
             return self.provisioner.expand(volume, capacity)
 
     def discard(self, record: AssetRecord) -> None:
         call = self.calls.call("discard", record.name, self._deadline(), tell=lambda _: None)
         with call:
             self.provisioner.discard(record)
+
+    def available_capacity(self, storage_class: StorageClass) -> list[AvailableCapacity]:
+        """Empty for who does not know."""
+        with self._call(storage_class, "available_capacity", self._deadline()):
+            return list(self.provisioner.available_capacity(storage_class) or ())
 
     def is_being_cloned(self, volume_name: str) -> bool:
         """Whether a clone of the volume is being made at this moment."""
@@ -69,6 +80,18 @@ class Author:
 
         with self.calls.call(what, about.key, deadline, tell=tell):
             yield
+
+    @contextmanager
+    def _alone(self, volume: PersistentVolume, busy: ProvisionerError) -> Iterator[None]:
+        with self._lock:
+            if volume.name in self._busy:
+                raise busy
+            self._busy.add(volume.name)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._busy.discard(volume.name)
 
     @contextmanager
     def _cloning(self, source: PersistentVolume | None) -> Iterator[None]:

@@ -15,22 +15,18 @@ from typing import Any
 from external_storage.assets import AssetState
 from external_storage.author import Author
 from external_storage.calls import Calls
+from external_storage.capacity import CapacityPublisher
 from external_storage.claims import index_class, index_uid, requested_provisioner
 from external_storage.events import EventRecorder
 from external_storage.expansion import ExpansionWork
 from external_storage.feed import Feed
 from external_storage.informer import Informer
 from external_storage.kube.client import Client
-from external_storage.kube.errors import KubeError
-from external_storage.kube.types import (
-    Node,
-    PersistentVolume,
-    PersistentVolumeClaim,
-    StorageClass,
-)
+from external_storage.kube.errors import KubeError, NotAllowed
+from external_storage.kube.types import Node, PersistentVolume, PersistentVolumeClaim, StorageClass
 from external_storage.logs import get_logger
 from external_storage.metrics import Metrics
-from external_storage.persistent_volume import class_name, is_ours
+from external_storage.persistent_volume import is_ours
 from external_storage.provision_request import RequestBuilder
 from external_storage.provisioner import Provisioner
 from external_storage.provisioning import ClaimWork
@@ -50,10 +46,6 @@ _NODE_RETRY_S = 5.0
 
 class PublishedAsset(Exception):
     """An asset that was to be undone belongs to a volume that was saved once."""
-
-
-class NotLeader(Exception):
-    """An asset was to be undone by who may not work any more."""
 
 
 class ProvisionController:
@@ -77,20 +69,17 @@ class ProvisionController:
         self._provisioner = provisioner
         self._settings = settings
         self._is_leader = is_leader or (lambda: True)
-        if is_leader is not None and not provisioner.owns_assets:
-            # What nobody else can reach is never double: its writes need no guard.
-            client = client.guarded(is_leader)
-        self._client = client
+        self._client = client.guarded(self._may_work) if is_leader is not None else client
         self._events = events
         self._calls = Calls()
         self._stopping = threading.Event()
         self._node_labels: Mapping[str, str] | None = None
-        self._starter = threading.Thread(
-            target=self._start_workers, name="controller-start", daemon=True
-        )
+        self._starter = threading.Thread(target=self._start_workers, name="controller", daemon=True)
         self._build_informers()
         self._build_work()
-        if is_leader is not None and not provisioner.owns_assets:
+        self.has_drained = True
+        """Whether no work goes on in the background: before ``start`` and after a ``drain``."""
+        if is_leader is not None:
             self._pause()
         self._export_gauges()
 
@@ -149,7 +138,8 @@ class ProvisionController:
                 author=self._author,
                 metrics=self.metrics,
             ),
-            may_take=self._is_leader,
+            # Of several nodes each has claims of its own: nobody else would take them.
+            may_take=lambda: self._provisioner.node_name is not None or self._is_leader(),
             **common,
         )
         self._volume_work = VolumeWork(
@@ -165,19 +155,33 @@ class ProvisionController:
             self._provisioner,
             self._volumes.lister,
             look_at_claim=self._claim_queue.add,
-            may_work=lambda: self._provisioner.owns_assets or self._is_leader(),
+            may_work=self._may_work,
         )
-        feed = Feed(
+        self._capacity = CapacityPublisher(
+            provisioner=self._provisioner,
+            settings=self._settings,
+            client=self._client,
+            author=self._author,
+            classes=self._classes.lister,
+            metrics=self.metrics,
+            is_leader=self._is_leader,
+            is_mine=self._volume_work.is_mine,
+            abandon=self._calls.hanging,
+        )
+        self._feed = feed = Feed(
             claims=self._claims.lister,
             volumes=self._volumes.lister,
             claim_work=self._claim_work,
             volume_work=self._volume_work,
             expansion_work=self._expansion_work,
             store=self._store,
+            takes_keys=self._may_work,
         )
         self._claims.add_handler(feed.on_claim)
         self._volumes.add_handler(feed.on_volume)
         self._classes.add_handler(feed.on_class)
+        self._volumes.add_handler(self._capacity.on_volume)
+        self._classes.add_handler(self._capacity.on_class)
         threads = _BUSY_CLASSES * self._settings.worker_threads
         self._workers = tuple(
             Workers(queue, work, max_threads=threads, abandon=self._calls.hanging)
@@ -192,6 +196,8 @@ class ProvisionController:
 
     def start(self) -> None:
         """Start watching; work begins by itself once every informer has synced."""
+        if self._works_alone():
+            self._resume()
         self._calls.start()
         for informer in self._informers:
             informer.start()
@@ -215,6 +221,7 @@ class ProvisionController:
         """The first half of ``stop``: after it nothing is written any more."""
         limit = self._settings.shutdown_timeout if timeout_s is None else timeout_s
         deadline = time.monotonic() + limit
+        self.has_drained = False
         self._stopping.set()
         if self._starter.ident is not None:
             self._starter.join()
@@ -222,24 +229,26 @@ class ProvisionController:
         for workers in self._workers:
             workers.finish()
         drained = self._reconciler.stop(max(deadline - time.monotonic(), 0.0))
+        drained &= self._capacity.stop(max(deadline - time.monotonic(), 0.0))
         for workers in self._workers:
             drained &= workers.stop(max(deadline - time.monotonic(), 0.0))
+        self.has_drained = drained and not self._calls.stuck()
         if not drained:
             log.warning("work was still in progress at the end of the shutdown timeout")
         return drained
 
     def lead(self) -> None:
-        """This replica has the lease: work."""
-        for queue in self._queues:
-            queue.resume()
-        for claim in self._claims.lister.all():
-            if not claim.spec.volume_name:
-                self._claim_queue.add(claim.uid, group=class_name(claim))
+        """This replica has the lease: work, beginning with what the other one has left."""
+        if not self._works_alone():
+            self._publish_all()
+        self._resume()
+        self._feed.replay()
         self._reconciler.soon()
+        self._capacity.soon()
 
     def follow(self) -> None:
         """Another replica has the lease, or may have it: take no new work."""
-        if not self._provisioner.owns_assets:
+        if not self._works_alone():
             self._pause()
 
     def reconcile_soon(self) -> None:
@@ -287,9 +296,20 @@ class ProvisionController:
         )
         return WorkQueue(name, backoff=backoff, group_limit=self._settings.worker_threads)
 
+    def _may_work(self) -> bool:
+        return self._works_alone() or self._is_leader()
+
+    def _works_alone(self) -> bool:
+        # What nobody else can reach is never double: it needs no lease.
+        return self._provisioner.owns_assets or self._provisioner.node_name is not None
+
     def _pause(self) -> None:
         for queue in self._queues:
             queue.pause()
+
+    def _resume(self) -> None:
+        for queue in self._queues:
+            queue.resume()
 
     def _start_workers(self) -> None:
         """Before all informers have synced, a claim whose volume is not known looks unserved."""
@@ -305,10 +325,12 @@ class ProvisionController:
             volumes=len(self._volumes.lister),
             classes=len(self._classes.lister),
         )
-        self._publish_all()
+        if self._may_work():
+            self._publish_all()
         for workers in self._workers:
             workers.start()
         self._reconciler.start()
+        self._capacity.start()
 
     def _read_node(self) -> bool:
         """Learn the labels of the node that we serve; False: stopped before that."""
@@ -324,6 +346,9 @@ class ProvisionController:
 
     def _publish_all(self) -> None:
         """A crash between saving a volume and publishing its record is made good here."""
+        if self._provisioner.records is None:
+            return
+        self._provisioner.records.read_again()
         for volume in self._volumes.lister.all():
             try:
                 self._publish(volume.name)
@@ -366,8 +391,8 @@ class ProvisionController:
         record = records.get(volume.name) if records is not None else None
         if record is not None and record.state is AssetState.PUBLISHED:
             raise PublishedAsset(f"the asset of {volume.name} has been published: it is kept")
-        if not (self._provisioner.owns_assets or self._is_leader()):
-            raise NotLeader("another replica may be making this volume")
+        if not self._may_work():
+            raise NotAllowed("another replica may be making this volume")
         self._author.delete(volume)
 
     def _publish(self, volume_name: str) -> None:

@@ -47,6 +47,14 @@ class Metrics:
         self.delete_seconds = self._histogram(
             f"{volumes}_delete_duration_seconds", "Duration of successful deletes", by_class
         )
+        expansions = "external_storage_expansion"
+        self.expanded = self._counter(f"{expansions}s", "Volumes grown", by_class)
+        self.expand_failed = self._counter(
+            f"{expansions}s_failed", "Tries to grow a volume that failed", by_class
+        )
+        self.expand_seconds = self._histogram(
+            f"{expansions}_duration_seconds", "Duration of successful expansions", by_class
+        )
         self.api_requests = self._counter(
             "external_storage_api_requests",
             "Requests to the API server",

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from external_storage.errors import ProvisionerError
-from external_storage.kube.errors import KubeError
+from external_storage.kube.errors import KubeError, NotAllowed
 from external_storage.logs import Logger
 from external_storage.persistent_volume import UnfitVolume
 from external_storage.volume_store import SaveFailed
 
 PAUSE_S = 5.0
 """How long claims and volumes wait while the provisioner's ``check`` says no."""
+LOST_LEASE_S = 1.0
+"""How long a key waits that was in work when the lease was lost; its queue is paused by then."""
+
+
+def lost_lease(error: BaseException) -> bool:
+    """Whether it failed only because another replica leads: nothing for the user to know, and no
+    failure of the claim or the volume."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, NotAllowed):
+        cause = cause.__cause__
+    return cause is not None
 
 
 def log_failure(fields: Logger, message: str, error: BaseException, *, retry_in_s: float) -> None:

@@ -151,6 +151,9 @@ class Provisioner(ABC, Generic[S, P]):
     owns_assets: bool = False
     """Only this instance can reach the assets it makes: it deletes, expands and reconciles them
     leader or not, and the lease decides only who takes new claims. Needs ``may_delete``."""
+    identity: str = ""
+    """Which instance this is, the same after a restart, for who ``owns_assets``; empty: the name
+    of its host. Each publishes its own ``available_capacity``."""
     node_name: str | None = None
     """Serve only claims whose selected node this is, and only volumes that are usable there."""
     reconcile_interval_s: float = 600.0
@@ -227,7 +230,11 @@ class Provisioner(ABC, Generic[S, P]):
         volumes of our provisioner name: compare them with what is there. One call at a time."""
 
     def available_capacity(self, storage_class: StorageClass) -> Iterable[AvailableCapacity] | None:
-        """What is left for volumes of the class, published for the scheduler; None: not known."""
+        """What is left for volumes of the class, published for the scheduler; None: not known.
+
+        Asked about classes that wait for the first consumer, where a CSIDriver object of our name
+        has ``storageCapacity: true``; then a node of which nothing is known is never chosen.
+        """
         return None
 
 

@@ -35,7 +35,7 @@ from external_storage.kube.errors import KubeError
 from external_storage.kube.types import PersistentVolume, PersistentVolumeClaim, StorageClass
 from external_storage.logs import Logger, get_logger
 from external_storage.metrics import Metrics
-from external_storage.outcome import PAUSE_S, log_failure
+from external_storage.outcome import LOST_LEASE_S, PAUSE_S, log_failure, lost_lease
 from external_storage.persistent_volume import UnfitVolume, build_volume, class_name
 from external_storage.provision_request import RequestBuilder
 from external_storage.provisioner import Provisioner, ProvisionRequest
@@ -322,6 +322,10 @@ class ClaimWork:
         if isinstance(error, Ignored):
             self.queue.forget(uid)
             fields.info("claim ignored", reason=str(error))
+            return
+        if lost_lease(error):
+            self.queue.add_after(uid, LOST_LEASE_S)
+            fields.info("claim left to the new leader", reason=str(error))
             return
         rescheduled = False
         if claim is not None and isinstance(error, Reschedule) and selected_node(claim):

@@ -69,6 +69,10 @@ class Settings:
     """Names of new volumes; knows `${.PVC.uid}`, which must be in it, `${.PVC.namespace}` and
     `${.PVC.name}`."""
 
+    capacity_poll_interval: Seconds = Seconds(60.0)
+    """How often the back end is asked what is left, for the scheduler; at once after each change of
+    ours. Only for provisioners that know it, whose name has a CSIDriver with storageCapacity."""
+
     lenient_parameters: bool = False
     """Take unknown class parameters with a Warning event, for classes that already exist."""
 
@@ -151,6 +155,8 @@ class Settings:
             yield "--failed-delete-threshold: is below 0"
         for problem in volume_name.problems(self.volume_name_template):
             yield f"--volume-name-template: {problem}"
+        if self.capacity_poll_interval < 1:
+            yield "--capacity-poll-interval: must be at least 1 s"
         yield from self._lease_problems()
         if self.timeout <= 0:
             yield "--timeout: must be above 0"

@@ -31,7 +31,7 @@ from external_storage.kube.types import (
 )
 from external_storage.logs import get_logger
 from external_storage.metrics import Metrics
-from external_storage.outcome import PAUSE_S, log_failure
+from external_storage.outcome import LOST_LEASE_S, PAUSE_S, log_failure, lost_lease
 from external_storage.persistent_volume import is_ours
 from external_storage.provisioner import Provisioner
 from external_storage.settings import Settings
@@ -98,14 +98,17 @@ def is_abandoned(volume: PersistentVolume) -> bool:
     return volume.status.phase == PHASE_AVAILABLE and volume.metadata.deletion_timestamp is not None
 
 
-def serves_node(volume: PersistentVolume, labels: Mapping[str, str]) -> bool:
-    """Whether a node with these labels is among those that the volume is restricted to."""
+def serves_node(volume: PersistentVolume, labels: Mapping[str, str], *, name: str = "") -> bool:
+    """Whether the node of this name and with these labels is among those that the volume is
+    restricted to; False for a volume without restriction."""
     affinity = volume.spec.node_affinity
     if affinity is None or affinity.required is None:
         return False
+    fields = {"metadata.name": name}
     return any(
-        term.match_expressions
+        (term.match_expressions or term.match_fields)
         and all(_matches(wanted, labels) for wanted in term.match_expressions)
+        and all(_matches(wanted, fields) for wanted in term.match_fields)
         for term in affinity.required.node_selector_terms
     )
 
@@ -185,7 +188,8 @@ class VolumeWork:
     def is_mine(self, volume: PersistentVolume) -> bool:
         """Whether the volume is this instance's to delete and expand."""
         node = self.node_labels()
-        if node is not None and not serves_node(volume, node):
+        name = self.provisioner.node_name or ""
+        if node is not None and not serves_node(volume, node, name=name):
             return False
         return self.provisioner.may_delete(volume)
 
@@ -292,6 +296,10 @@ class VolumeWork:
         if isinstance(error, Ignored):
             self.queue.forget(volume.name)
             fields.info("volume ignored", reason=str(error))
+            return
+        if lost_lease(error):
+            self.queue.add_after(volume.name, LOST_LEASE_S)
+            fields.info("volume left to the new leader", reason=str(error))
             return
         in_use = isinstance(error, VolumeInUse)
         given_up = deleting and not in_use and self._is_enough(volume)

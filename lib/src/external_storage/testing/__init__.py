@@ -2,6 +2,10 @@
 
 Install ``external-storage-lib[testing]``. A pytest plugin comes with it: its fixtures
 ``control_plane`` and ``namespace`` are there without an import (see ``plugin``).
+
+An author subclasses ``Conformance`` and ``CrashSweep`` and says how their program is run. For tests
+of one's own there are ``FaultProxy``, ``Sandbox`` (claims, classes and volumes of one namespace),
+``ProgramProcess`` and the ``builders``.
 """
 
 from __future__ import annotations
@@ -11,15 +15,38 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from external_storage.testing.access import ControlPlaneError
+    from external_storage.testing.conformance import Conformance
     from external_storage.testing.controlplane import ControlPlane
+    from external_storage.testing.crashes import CrashSweep
     from external_storage.testing.faultproxy import FaultProxy
+    from external_storage.testing.program import Program, ProgramProcess
+    from external_storage.testing.sandbox import Sandbox
+    from external_storage.testing.undertest import Bench, UnderTest
 
-__all__ = ["ControlPlane", "ControlPlaneError", "FaultProxy"]
+__all__ = [
+    "Bench",
+    "Conformance",
+    "ControlPlane",
+    "ControlPlaneError",
+    "CrashSweep",
+    "FaultProxy",
+    "Program",
+    "ProgramProcess",
+    "Sandbox",
+    "UnderTest",
+]
 
 _HOMES = {
+    "Bench": "undertest",
+    "Conformance": "conformance",
     "ControlPlane": "controlplane",
     "ControlPlaneError": "access",
+    "CrashSweep": "crashes",
     "FaultProxy": "faultproxy",
+    "Program": "program",
+    "ProgramProcess": "program",
+    "Sandbox": "sandbox",
+    "UnderTest": "undertest",
 }
 
 

@@ -134,6 +134,17 @@ class ControlPlane:
         self._start_process("kube-apiserver", *self._apiserver_flags())
         self._wait_for("kube-apiserver to be ready", self._admin_client().is_ready)
 
+    def start_scheduler(self) -> None:
+        """Start kube-scheduler, for a part of the tests; nothing when it runs already."""
+        if "kube-scheduler" not in self.pids:
+            kubeconfig = ("--kubeconfig", "kube-scheduler.kubeconfig")
+            flags = ("--leader-elect=false", "--secure-port=0")
+            self._start_process("kube-scheduler", *kubeconfig, *flags)
+
+    def stop_scheduler(self) -> None:
+        """Stop kube-scheduler; nothing when it does not run."""
+        self._running().stop("kube-scheduler", limit_s=_STOP_LIMIT_S)
+
     def _clear_away(self) -> None:
         if self._processes is not None:
             self._processes.kill_all()
@@ -172,11 +183,7 @@ class ControlPlane:
             *("--kube-api-qps", "400", "--kube-api-burst", "800"),
         )
         if self._with_scheduler:
-            self._start_process(
-                "kube-scheduler",
-                *("--kubeconfig", "kube-scheduler.kubeconfig"),
-                *("--leader-elect=false", "--secure-port=0"),
-            )
+            self.start_scheduler()
 
     def _apiserver_flags(self) -> list[str]:
         flags = [
