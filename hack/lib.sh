@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# What hack/test, hack/demo and hack/controlplane share: installing what is missing on this machine.
+# What the commands in hack/ share: installing what is missing on this machine.
 # Source it after `set -euo pipefail`. Every function says in one line what it did or found, and a
 # second run finds everything there.
 
@@ -10,7 +10,10 @@ ENVIRONMENT=$ROOT/.venv
 
 # shellcheck disable=SC2034  # for those who source this
 APT_PACKAGES=(nfs-ganesha nfs-ganesha-vfs libnfs-utils dbus util-linux strace)
-TOOL_PACKAGES=('uv>=0.5' 'tox>=4.25,<5' 'tox-uv>=1.20,<2')
+TOOL_PACKAGES=('uv>=0.5' 'tox>=4.25,<5' 'tox-uv>=1.20,<2' 'ruff>=0.14,<1')
+# What tox can run beside the tests of a package: always, and only when it is named.
+# shellcheck disable=SC2034
+CHECKS=(lint types imports generate hack) RARE_CHECKS=(images)
 
 say() { printf '%-14s %s\n' "$1" "$2" >&2; }
 
@@ -83,18 +86,20 @@ find_python() {
   return 1
 }
 
-# need_tools : uv and tox in an environment of their own, first on PATH afterwards.
+# need_tools : uv, tox and ruff in an environment of their own, first on PATH afterwards.
 need_tools() {
   local python want="${TOOL_PACKAGES[*]}"
-  if [[ -x $TOOLS/bin/tox && $(cat "$TOOLS/made-of" 2>/dev/null) == "$want" ]] &&
-    "$TOOLS/bin/python" -c '' 2>/dev/null; then
-    say tools "$TOOLS"
-  else
+  if ! "$TOOLS/bin/python" -c 'import pip' 2>/dev/null; then
     python=$(find_python) || { need_apt python3 python3-venv && python=$(find_python); } ||
       die "Python 3.11 or newer with its venv module is needed"
-    say tools "installing ${TOOL_PACKAGES[*]} to $TOOLS with $python"
     rm -rf "$TOOLS"
     "$python" -m venv "$TOOLS"
+  fi
+  if [[ $(cat "$TOOLS/made-of" 2>/dev/null) == "$want" ]]; then
+    say tools "$TOOLS"
+  else
+    say tools "installing ${TOOL_PACKAGES[*]} to $TOOLS"
+    # Into what is there: another hack/test may be running out of it.
     "$TOOLS/bin/python" -m pip install --quiet --disable-pip-version-check "${TOOL_PACKAGES[@]}"
     echo "$want" >"$TOOLS/made-of"
   fi

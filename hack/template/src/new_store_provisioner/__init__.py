@@ -1,0 +1,1 @@
+"""new-store-provisioner: directories as volumes."""
