@@ -10,8 +10,8 @@ In reading order:
   the PersistentVolume, saves it and tells the user. What else can happen is said by raising one of
   the exceptions below.
 - **AssetRecords** keep what was begun in the backend outside of it, for what a crash leaves behind.
-- **Informer**, **Lister**, **WorkQueue**, **Workers** and **EventRecorder** are for work that no
-  claim drives: what the library itself is made of.
+- **Informer**, **Lister**, **WorkQueue**, **Workers**, **EventRecorder** and **Lease** are for work
+  that no claim drives: what the library itself is made of.
 - A **Manager** holds the parts of a running program together, for those who embed one.
 """
 
@@ -38,6 +38,7 @@ from external_storage.kube.types import (
     Service,
     StorageClass,
 )
+from external_storage.leader import Lease
 from external_storage.logs import Logger, get_logger
 from external_storage.main import run
 from external_storage.manager import Manager
@@ -69,6 +70,7 @@ __all__ = [
     "Ignored",
     "Infeasible",
     "Informer",
+    "Lease",
     "Lister",
     "Logger",
     "Manager",

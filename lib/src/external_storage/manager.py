@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -16,7 +16,7 @@ from external_storage.health import Health, HealthServer
 from external_storage.kube.auth import ClientConfig
 from external_storage.kube.client import Client
 from external_storage.kube.throttle import Throttle
-from external_storage.leader import Lease
+from external_storage.leader import Lease, lease_name
 from external_storage.logs import get_logger
 from external_storage.metrics import Metrics
 from external_storage.provisioner import Context, Provisioner
@@ -27,6 +27,8 @@ log = get_logger(__name__)
 _EVENTS_FLUSH_S = 3.0
 # Also when the work has used up all the time: the last events tell what was cut off.
 _EVENTS_LEAST_S = 1.0
+# Else the others would wait for the lease to run out.
+_RELEASE_LEAST_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,14 +63,8 @@ class Manager:
         """
         manager = cls(stop_timeout_s=settings.shutdown_timeout)
         metrics = Metrics()
-        agent = f"external-storage/{settings.provisioner_name}"
         throttle = _throttle(settings)
-        client = Client(
-            config,
-            user_agent=agent,
-            observer=metrics.observe_request,
-            pause=throttle.wait if throttle else None,
-        )
+        client = _client(config, settings, metrics, pause=throttle.wait if throttle else None)
         events = EventRecorder(
             client, settings.provisioner_name, on_drop=metrics.events_dropped.inc
         )
@@ -83,60 +79,57 @@ class Manager:
             add_part=manager.add,
         )
         provisioner = provisioner_type(settings, context)
-        lease_client = Client(config, user_agent=agent, observer=metrics.observe_request)
-        lease = Lease(
-            lease_client,
-            name=settings.leader_elect_resource_name
-            or settings.provisioner_name.replace("/", "-").lower(),
-            namespace=settings.leader_elect_resource_namespace or config.namespace,
-            identity=f"{socket.gethostname()}_{uuid.uuid4()}",
-            duration_s=settings.leader_elect_lease_duration,
-            renew_deadline_s=settings.leader_elect_renew_deadline,
-            retry_period_s=settings.leader_elect_retry_period,
-            on_acquired=lambda: controllers[0].lead(),
-            on_lost=lambda: controllers[0].follow(),
-        )
+        # Its own: work that waits for its turn, or for an answer, must not make the lease late.
+        lease_client = _client(config, settings, metrics)
+        lease = _lease(lease_client, settings, events, controllers)
         controller = ProvisionController(
             client,
             provisioner,
             settings,
             events=events,
             metrics=metrics,
-            is_leader=lease.is_held if settings.leader_elect else None,
+            is_leader=lease.is_held if lease is not None else None,
         )
         controllers.append(controller)
-        manager._add_health(settings, provisioner, controller, metrics)
-        manager.add("client", _nothing, lambda _: client.close())
-        if throttle is not None:
-            manager.add("throttle", _nothing, lambda _: throttle.close())
+        manager._add_health(settings, _health(provisioner, controller, lease), metrics)
+        manager._add_client(client, throttle)
         manager.add("provisioner", provisioner.start, lambda _: provisioner.stop())
-        manager.add(
-            "events",
-            events.start,
-            lambda left: events.stop(max(min(left, _EVENTS_FLUSH_S), _EVENTS_LEAST_S)),
-        )
-        if settings.leader_elect:
+        manager._add_events(events)
+        if lease is not None:
             metrics.gauge("external_storage_leader", "1 while this replica leads", lease.is_held)
-            # Stopped after the controller: a lease is let go of when the work has ended.
             manager.add("lease client", _nothing, lambda _: lease_client.close())
-            manager.add("lease", lease.start, lease.stop)
+            manager._add_lease(lease, controller)
         manager.add("controller", controller.start, controller.stop)
         return manager
 
-    def _add_health(
-        self,
-        settings: Settings,
-        provisioner: Provisioner[Any, Any],
-        controller: ProvisionController,
-        metrics: Metrics,
-    ) -> None:
+    def _add_client(self, client: Client, throttle: Throttle | None) -> None:
+        self.add("client", _nothing, lambda _: client.close())
+        if throttle is not None:
+            self.add("throttle", _nothing, lambda _: throttle.close())
+
+    def _add_events(self, events: EventRecorder) -> None:
+        def stop(left: float) -> None:
+            events.stop(max(min(left, _EVENTS_FLUSH_S), _EVENTS_LEAST_S))
+
+        self.add("events", events.start, stop)
+
+    def _add_lease(self, lease: Lease, controller: ProvisionController) -> None:
+        """Before the controller, and so stopped after it: let go of when the work has ended."""
+
+        def stop(left: float) -> None:
+            # Work that was cut off may go on until we exit: nobody is to begin before that.
+            lease.stop(max(left, _RELEASE_LEAST_S), release=controller.has_drained)
+
+        self.add("lease", lease.start, stop)
+
+    def _add_health(self, settings: Settings, health: Health, metrics: Metrics) -> None:
         address = settings.http_address()
         if address is None:
             return
         try:
             server = HealthServer(
                 address,
-                _health(provisioner, controller),
+                health,
                 metrics=metrics.render,
                 metrics_path=settings.metrics_path,
             )
@@ -190,20 +183,57 @@ def _throttle(settings: Settings) -> Throttle | None:
     return Throttle(settings.kube_api_qps, settings.kube_api_burst)
 
 
+def _client(
+    config: ClientConfig,
+    settings: Settings,
+    metrics: Metrics,
+    *,
+    pause: Callable[[], None] | None = None,
+) -> Client:
+    agent = f"external-storage/{settings.provisioner_name}"
+    return Client(config, user_agent=agent, observer=metrics.observe_request, pause=pause)
+
+
+def _lease(
+    client: Client,
+    settings: Settings,
+    events: EventRecorder,
+    controllers: Sequence[ProvisionController],
+) -> Lease | None:
+    """For the controller that is in ``controllers`` by the time it starts."""
+    if not settings.leader_elect:
+        return None
+    return Lease(
+        client,
+        name=settings.leader_elect_resource_name or lease_name(settings.provisioner_name),
+        namespace=settings.leader_elect_resource_namespace or client.namespace,
+        identity=f"{socket.gethostname()}_{uuid.uuid4()}",
+        duration_s=settings.leader_elect_lease_duration,
+        renew_deadline_s=settings.leader_elect_renew_deadline,
+        retry_period_s=settings.leader_elect_retry_period,
+        on_acquired=lambda: controllers[0].lead(),
+        on_lost=lambda: controllers[0].follow(),
+        events=events,
+    )
+
+
 def _nothing() -> None:
     return None
 
 
-def _health(provisioner: Provisioner[Any, Any], controller: ProvisionController) -> Health:
+def _health(
+    provisioner: Provisioner[Any, Any], controller: ProvisionController, lease: Lease | None
+) -> Health:
     """Readiness follows the data path where there is one, else the first sync."""
     has_data_path = type(provisioner).data_path is not Provisioner.data_path
     syncing = {"sync": controller.syncing}
     return Health(
-        alive={"informers": controller.dead},
+        alive={"informers": controller.dead, **({"lease": lease.dead} if lease else {})},
         ready={"data-path": provisioner.data_path} if has_data_path else syncing,
         notes={
             **syncing,
             "api": controller.disconnected,
+            **({"leader": lease.waiting} if lease else {}),
             "backend": controller.paused,
             "calls": controller.stuck,
         },
