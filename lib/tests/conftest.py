@@ -6,7 +6,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -247,9 +247,10 @@ class Rig:
         """Delete the claims, and whatever volumes the provisioner could not."""
         try:
             for claim in self.api.list_all(PersistentVolumeClaim, namespace=self.namespace):
-                self.api.delete(
-                    PersistentVolumeClaim, claim.name, uid=claim.uid, namespace=self.namespace
-                )
+                with suppress(NotFound):
+                    self.api.delete(
+                        PersistentVolumeClaim, claim.name, uid=claim.uid, namespace=self.namespace
+                    )
         finally:
             self.stack.close()
         for volume in self.volumes():

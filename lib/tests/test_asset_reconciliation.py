@@ -138,3 +138,32 @@ def test_reconcile_is_called_after_the_sync_again_and_on_demand(rig: Any, until:
     provisioner.context.reconcile_soon()
     until(lambda: provisioner.reconciled == [1, 1], "on demand")
     assert isinstance(volume, PersistentVolume)
+
+
+def test_an_asset_that_could_not_be_published_is_not_discarded_under_its_next_user(
+    rig: Any, until: Until, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Saved, its record not written for a full disk; the volume kept and given to another claim."""
+    provisioner = rig.start(declare={"keeps_records": True})
+    assert provisioner.records is not None
+    publish = provisioner.records.publish
+
+    def full(_name: str) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(provisioner.records, "publish", full)
+    rig.claim("data", rig.storage_class(reclaimPolicy="Retain"))
+    volume = rig.bound("data")
+    rig.delete_claim("data")
+    until(lambda: rig.api.get(PersistentVolume, volume.name).status.phase == "Released", "released")
+    reference = {"namespace": rig.namespace, "name": "again", "uid": None, "resourceVersion": None}
+    rig.api.patch(PersistentVolume, volume.name, {"spec": {"claimRef": reference}})
+    rig.claim("again", volume.spec.storage_class_name, volumeName=volume.name)
+    rig.bound("again")
+    monkeypatch.setattr(provisioner.records, "publish", publish)
+    rounds = len(provisioner.reconciled)
+    provisioner.context.reconcile_soon()
+    until(lambda: len(provisioner.reconciled) > rounds, "a round")
+    until(lambda: not provisioner.records.unfinished_claims(), "the record is published")
+    assert provisioner.discarded == []
+    assert provisioner.assets() == [volume.name]

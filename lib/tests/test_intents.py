@@ -17,10 +17,10 @@ from external_storage import (
     StorageClass,
     Unchanged,
 )
-from external_storage.intents import read_intent
 from external_storage.kube.errors import NotFound
-from external_storage.kube.names import ANN_INTENT, INTENT_FINALIZER
-from external_storage.testing import FaultProxy, builders
+from external_storage.kube.names import ANN_INTENT, ANN_SELECTED_NODE, INTENT_FINALIZER
+from external_storage.kube.types import Node
+from external_storage.testing import FaultProxy
 
 Until = Callable[..., Any]
 CLOUD = {"durable_intent": True}
@@ -197,22 +197,161 @@ def test_a_claim_that_is_being_deleted_gets_no_intent(
     assert provisioner.provisioned == []
 
 
-def test_a_note_that_cannot_be_read_is_no_intent() -> None:
-    claim = builders.claim(annotations={ANN_INTENT: "{"})
-    meta = claim.metadata
-    noted = type(claim)(
-        metadata=type(meta)(
-            name="data", annotations=meta.annotations, finalizers=(INTENT_FINALIZER,)
-        )
-    )
-    assert read_intent(noted) is None
-    assert read_intent(claim) is None
-
-
-def test_the_note_says_class_and_node_and_nothing_that_changes_by_itself(
-    rig: Any, until: Until
-) -> None:
+def test_the_note_says_what_the_call_was_made_with(rig: Any, until: Until) -> None:
     begun_and_killed(rig, until)
-    note = json.loads(rig.get_claim("data").metadata.annotations[ANN_INTENT])
+    claim = rig.get_claim("data")
+    note = json.loads(claim.metadata.annotations[ANN_INTENT].partition(" ")[2])
+    assert note["volumeName"] == f"pvc-{claim.uid}"
+    assert note["capacity"] == 2**30
     assert note["storageClass"]["parameters"] == {"mode": "0o700"}
     assert set(note["storageClass"]["metadata"]) == {"name", "uid"}
+
+
+# -- what somebody else has written there
+
+
+def forge(rig: Any, note: str, *, claim: str = "data") -> None:
+    metadata = {"annotations": {ANN_INTENT: note}, "finalizers": [INTENT_FINALIZER]}
+    body = {"metadata": metadata}
+    rig.api.patch(PersistentVolumeClaim, claim, body, namespace=rig.namespace)
+
+
+@pytest.mark.parametrize("signed_for_another", [False, True])
+def test_a_note_that_a_user_wrote_is_never_acted_on(
+    rig: Any, until: Until, signed_for_another: bool
+) -> None:
+    begun_and_killed(rig, until)
+    signed = rig.get_claim("data").metadata.annotations[ANN_INTENT]
+    signature, _, text = signed.partition(" ")
+    note = signed if signed_for_another else f"{signature} {text.replace('0o700', '0o777')}"
+    waiting = rig.storage_class("-wait", volumeBindingMode="WaitForFirstConsumer")
+    rig.claim("forged", waiting)
+    forge(rig, note, claim="forged")
+    plain = rig.storage_class("-plain", parameters={"mode": "0o750"})
+    rig.claim("other", plain)
+    forge(rig, note, claim="other")
+    provisioner = rig.start(declare=CLOUD)
+    rig.bound("data")
+    rig.bound("other")
+    modes = {request.claim.name: request.parameters.mode for request in provisioner.requests}
+    assert modes == {"data": 0o700, "other": 0o750}
+
+
+def test_a_provisioner_without_intents_ends_none(rig: Any, until: Until) -> None:
+    begun_and_killed(rig, until)
+    rig.delete_claim("data")
+    provisioner = rig.start()
+    rig.claim("other", rig.storage_class("-b"))
+    rig.bound("other")
+    assert has_intent(rig)
+    assert provisioner.provisioned == ["other"]
+    rig.manager.stop()
+    rig.start(declare=CLOUD)
+    until(lambda: is_gone(rig, "data"), "who has intents ends it")
+
+
+def test_a_claim_whose_note_is_lost_is_let_go_of(rig: Any, until: Until) -> None:
+    """By the class that is there: it is asked once more, and what that made is deleted."""
+    begun_and_killed(rig, until)
+    forge(rig, "lost")
+    rig.delete_claim("data")
+    provisioner = rig.start(declare=CLOUD)
+    until(lambda: is_gone(rig, "data"), "the claim is let go of")
+    until(lambda: provisioner.deleted and not rig.volumes(), "nothing is left")
+
+
+# -- where it can go on
+
+
+def test_what_another_instance_has_begun_is_left_to_it(rig: Any, until: Until) -> None:
+    alone = {**CLOUD, "owns_assets": True, "identity": "one"}
+    first = rig.start(declare=alone)
+    first.on_provision = failing(ProvisioningInBackground("copying"))
+    storage_class = rig.storage_class()
+    rig.claim("data", storage_class)
+    until(lambda: first.provisioned, "the first call")
+    rig.manager.stop()
+    second = rig.start(declare={**alone, "identity": "two"})
+    rig.claim("other", storage_class)
+    rig.bound("other")
+    assert second.provisioned == ["other"]
+    assert has_intent(rig)
+    rig.manager.stop()
+    rig.start(declare=alone)
+    rig.bound("data")
+
+
+def test_the_call_is_made_again_for_the_node_and_the_source_it_was_made_for(
+    rig: Any, until: Until
+) -> None:
+    declare = {**CLOUD, "supports_clone": True}
+    first = rig.start(declare=declare)
+    storage_class = rig.storage_class()
+    rig.claim("source", storage_class)
+    source = rig.bound("source")
+    waiting = rig.storage_class("-wait", volumeBindingMode="WaitForFirstConsumer")
+    node = rig.node()
+    first.on_provision = failing(ProvisioningInBackground("copying"))
+    reference = {"kind": "PersistentVolumeClaim", "name": "source"}
+    selected = {ANN_SELECTED_NODE: node}
+    rig.claim("clone", waiting, annotations=selected, dataSource=reference)
+    until(lambda: "clone" in first.provisioned, "the first call")
+    rig.manager.stop()
+    rig.drop(Node, node)
+    rig.delete_claim("clone")
+    rig.delete_claim("source")
+    second = rig.start(declare=declare)
+    until(lambda: is_gone(rig, "clone"), "the clone is let go of")
+    asked = next(request for request in second.requests if request.claim.name == "clone")
+    assert asked.selected_node == node
+    assert asked.source_volume.name == source.name
+    until(lambda: not rig.volumes(), "nothing is left")
+
+
+def test_an_intent_is_ended_though_the_class_became_anothers(rig: Any, until: Until) -> None:
+    provisioner = rig.start(declare=CLOUD)
+    provisioner.on_provision = failing(ProvisioningInBackground("copying"))
+    name = rig.storage_class()
+    rig.claim("data", name)
+    until(lambda: provisioner.provisioned, "the first call")
+    rig.drop(StorageClass, name)
+    own, rig.name = rig.name, "example.com/other"
+    rig.storage_class()
+    rig.name = own
+    claimed = "volume.kubernetes.io/storage-provisioner"
+    until(
+        lambda: rig.get_claim("data").metadata.annotations.get(claimed) == "example.com/other",
+        "the controller manager has asked the other one",
+    )
+    provisioner.on_provision = lambda _: None
+    rig.bound("data")
+    until(lambda: not has_intent(rig), "the claim is let go of")
+
+
+def test_what_failed_before_another_replica_led_is_asked_again(rig: Any, until: Until) -> None:
+    provisioner = rig.start(declare=CLOUD)
+    provisioner.on_provision = failing(ProvisioningFailed("quota"))
+    rig.claim("data", rig.storage_class())
+    until(lambda: provisioner.provisioned, "the first call")
+    controller = rig.controller()
+    controller.follow()
+    for queue in controller._queues:
+        queue.pause()
+    until(lambda: controller._claim_queue.working() == 0, "no call is going on")
+    calls = len(provisioner.provisioned)
+    rig.delete_claim("data")
+    controller.lead()
+    until(lambda: is_gone(rig, "data"), "the claim is let go of")
+    assert len(provisioner.provisioned) > calls
+
+
+@pytest.mark.parametrize("status", [409, 422])
+def test_a_refusal_that_says_nothing_of_the_claim_is_tried_again(
+    proxy: FaultProxy, rig: Any, status: int
+) -> None:
+    rig.plane = SimpleNamespace(kubeconfig=proxy.kubeconfig())
+    provisioner = rig.start(declare=CLOUD)
+    proxy.on("patch", CLAIMS, times=1).fail(status)
+    rig.claim("data", rig.storage_class())
+    rig.bound("data")
+    assert provisioner.provisioned == ["data"]

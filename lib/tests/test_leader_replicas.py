@@ -86,7 +86,6 @@ def pair(rig: Any, control_plane: ControlPlane) -> Iterator[Pair]:
             own = stack.enter_context(ExitStack())
             made.append(Replica(replace(rig, plane=plane, stack=own), proxy))
         yield made[0], made[1]
-        rig.clean_up()
 
 
 def led(replica: Replica, until: Until) -> Replica:

@@ -204,7 +204,7 @@ def test_volumes_of_a_node_whose_provisioner_is_down_are_left_to_it(rig: Any, un
 def test_a_node_that_is_deleted_breaks_nothing(
     rig: Any, until: Until, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("external_storage.controller._NODE_RETRY_S", 0.05)
+    monkeypatch.setattr("external_storage.own_node._RETRY_S", 0.05)
     one, two = rig.node("-1"), rig.node("-2")
     storage_class = rig.storage_class(volumeBindingMode=BINDING_WAIT)
     first = start(rig, one)

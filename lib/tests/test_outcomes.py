@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,10 +20,12 @@ from external_storage import (
     Reschedule,
     StorageClass,
     Unchanged,
+    VolumeInUse,
 )
 from external_storage.kube.errors import NotFound
 from external_storage.kube.names import ANN_SELECTED_NODE
 from external_storage.kube.types import Node
+from external_storage.testing import FaultProxy
 
 Until = Callable[..., Any]
 
@@ -528,3 +531,114 @@ def test_a_volume_from_another_source_is_left_to_a_populator(rig: Any) -> None:
     rig.claim("plain", storage_class)
     rig.bound("plain")
     assert provisioner.provisioned == ["plain"]
+
+
+def test_the_source_of_a_clone_in_the_background_is_not_deleted(rig: Any, until: Until) -> None:
+    provisioner = rig.start(declare={"supports_clone": True})
+    storage_class = rig.storage_class()
+    rig.claim("original", storage_class)
+    original = rig.bound("original")
+    provisioner.on_provision = script(ProvisioningInBackground("copying"), Unchanged("no answer"))
+    source = {"kind": "PersistentVolumeClaim", "name": "original"}
+    rig.claim("clone", storage_class, dataSource=source)
+    until(lambda: provisioner.provisioned.count("clone") >= 2, "it is asked again")
+    rig.delete_claim("original")
+    rig.wait_event(original.name, "VolumeInUse")
+    assert provisioner.deleted == []
+    provisioner.on_provision = script(None)
+    rig.bound("clone")
+    until(lambda: provisioner.deleted == [original.name], "then it is deleted")
+
+
+def test_a_volume_in_use_does_not_use_up_the_tries_to_delete_it(rig: Any, until: Until) -> None:
+    provisioner = rig.start(failed_delete_threshold="2", retry_interval_max="0.2")
+    errors: list[Exception] = [VolumeInUse("mounted")] * 4 + [ProvisioningFailed("in repair")]
+
+    def play(_volume: PersistentVolume) -> None:
+        if errors:
+            raise errors.pop(0)
+
+    provisioner.on_delete = play
+    rig.claim("data", rig.storage_class())
+    volume = rig.bound("data")
+    rig.delete_claim("data")
+    until(lambda: gone(rig, PersistentVolume, volume.name), "one failure is not two")
+
+
+def test_work_in_the_background_does_not_use_up_the_tries(rig: Any) -> None:
+    provisioner = rig.start(failed_provision_threshold="2", retry_interval_max="0.2")
+    busy = ProvisioningInBackground("copying")
+    provisioner.on_provision = script(busy, busy, busy, ProvisioningFailed("once"), None)
+    rig.claim("data", rig.storage_class())
+    rig.bound("data")
+
+
+def test_a_released_volume_that_an_admin_gives_to_another_claim_is_kept(
+    rig: Any, until: Until
+) -> None:
+    provisioner = rig.start(retry_interval_max="0.2")
+
+    def in_use(_volume: PersistentVolume) -> None:
+        raise VolumeInUse("an admin looks at it")
+
+    provisioner.on_delete = in_use
+    storage_class = rig.storage_class()
+    rig.claim("data", storage_class)
+    volume = rig.bound("data")
+    rig.delete_claim("data")
+    rig.wait_event(volume.name, "VolumeInUse")
+    reference = {"namespace": rig.namespace, "name": "rescue", "uid": None, "resourceVersion": None}
+    rig.api.patch(PersistentVolume, volume.name, {"spec": {"claimRef": reference}})
+    seen: list[Any] = []
+    provisioner.on_delete = lambda found: seen.append(found.spec.claim_ref)
+    rig.claim("rescue", storage_class, volumeName=volume.name)
+    assert rig.bound("rescue").name == volume.name
+    assert all(reference.name == "data" for reference in seen)
+    assert volume.name in provisioner.assets() or seen
+
+
+@pytest.mark.parametrize("resource", ["persistentvolumes", "persistentvolumeclaims"])
+def test_a_conflict_that_says_nothing_of_the_object_is_tried_again(
+    proxy: FaultProxy, rig: Any, until: Until, waiting_class: str, resource: str
+) -> None:
+    """The API server says 409 of two who write at once, too."""
+    rig.plane = SimpleNamespace(kubeconfig=proxy.kubeconfig())
+    provisioner = rig.start()
+    node = rig.node()
+    if resource == "persistentvolumeclaims":
+        rule = proxy.on("patch", resource, times=1).fail(409)
+        provisioner.on_provision = script(Reschedule("full"))
+        rig.claim("data", waiting_class, annotations={ANN_SELECTED_NODE: node})
+        until(lambda: unselected(rig), "the node is taken back")
+    else:
+        rig.claim("data", rig.storage_class())
+        volume = rig.bound("data")
+        rule = proxy.on("patch", resource, times=1).fail(409)
+        rig.delete_claim("data")
+        until(lambda: gone(rig, PersistentVolume, volume.name), "the finalizer is removed")
+    assert rule.applied == 1
+
+
+def test_reconciling_leaves_the_keys_of_a_class_in_its_share(
+    rig: Any, until: Until, release: threading.Event
+) -> None:
+    provisioner = rig.start(declare={"keeps_records": True}, worker_threads="1")
+    busy = threading.Event()
+
+    def hang(request: Any) -> None:
+        if request.claim.name.startswith("slow"):
+            busy.set()
+            release.wait(60)
+
+    provisioner.on_provision = hang
+    slow = rig.storage_class("-slow")
+    rig.claim("slow", slow)
+    assert busy.wait(60)
+    provisioner.context.reconcile_soon()
+    until(lambda: len(provisioner.reconciled) >= 2, "a round in between")
+    rig.claim("slow-too", slow)
+    rig.claim("quick", rig.storage_class())
+    rig.bound("quick")
+    assert provisioner.provisioned.count("slow-too") == 0
+    release.set()
+    rig.bound("slow-too")

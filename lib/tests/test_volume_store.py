@@ -175,23 +175,40 @@ def test_a_conflict_that_cannot_be_looked_at_is_tried_again(
     assert store.save_again(UID).name == NAME
 
 
-@pytest.mark.parametrize(
-    "other",
-    [
-        {"nfs": {"server": "elsewhere", "path": "/p"}},
-        {"hostPath": {"path": "/p"}},
-    ],
-)
+OTHERS: list[dict[str, Any]] = [
+    {"nfs": {"server": "elsewhere", "path": "/p"}},
+    {"hostPath": {"path": "/p"}},
+]
+
+
+@pytest.mark.parametrize("other", OTHERS)
 def test_the_volume_of_a_faster_instance_is_left_and_our_asset_undone(
-    store: VolumeStore, server: Server, backend: Backend, other: dict[str, Any]
+    server: Server, backend: Backend, other: dict[str, Any]
 ) -> None:
-    theirs = {**FIELDS, "spec": {"claimRef": claim_reference(CLAIM), **other}}
-    server.objects[NAME] = as_volume(theirs)
+    store = VolumeStore(
+        cast("Client", server),
+        undo=backend.undo,
+        on_saved=backend.publish,
+        is_elsewhere=lambda volume: volume == theirs,
+    )
+    theirs = as_volume({**FIELDS, "spec": {"claimRef": claim_reference(CLAIM), **other}})
+    server.objects[NAME] = theirs
     with pytest.raises(Ignored, match="another instance"):
         store.save(UID, FIELDS)
     assert backend.undone == [NAME]
     assert not store.has_unsaved(UID)
-    assert server.objects[NAME] == as_volume(theirs)
+    assert server.objects[NAME] == theirs
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_a_saved_volume_that_looks_different_is_kept_and_nothing_is_undone(
+    store: VolumeStore, server: Server, backend: Backend, other: dict[str, Any]
+) -> None:
+    """Its name is ours alone, and so is its asset: to undo it would remove the user's data."""
+    theirs = as_volume({**FIELDS, "spec": {"claimRef": claim_reference(CLAIM), **other}})
+    server.objects[NAME] = theirs
+    assert store.save(UID, FIELDS) == theirs
+    assert backend.undone == []
 
 
 @pytest.mark.parametrize("error", [refusal(Invalid, 422), refusal(BadRequest, 400)])

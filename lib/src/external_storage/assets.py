@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import re
 import threading
+import time
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
@@ -24,6 +26,7 @@ from external_storage.logs import get_logger
 log = get_logger(__name__)
 
 _SUFFIX = ".json"
+_ABANDONED_S = 600.0
 # A file name has at most 255 bytes.
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,248}[a-z0-9])?", re.ASCII)
 
@@ -73,8 +76,7 @@ class AssetRecords:
         self._lock = threading.Lock()
         for path in (directory, self._staging):
             _make(path)
-        for left_over in self._staging.iterdir():
-            left_over.unlink()
+        self._sweep()
         self._unfinished: dict[str, str] = {}
         self.read_again()
 
@@ -95,10 +97,14 @@ class AssetRecords:
         owner: str = "",
         details: dict[str, Any] | None = None,
     ) -> AssetRecord:
-        """Write down that the asset ``name`` is about to be made; replaces an earlier record."""
+        """Write down that the asset ``name`` is about to be made; replaces an earlier record.
+
+        One of the same claim that is published stays published: its volume is there.
+        """
+        state = AssetState.PUBLISHED if self._is_published(name, claim) else AssetState.PROVISIONING
         record = AssetRecord(
             name=name,
-            state=AssetState.PROVISIONING,
+            state=state,
             owner=owner,
             claim_uid=claim.uid,
             claim=claim.key,
@@ -106,7 +112,8 @@ class AssetRecords:
         )
         with self._lock:
             self._write(record)
-            self._unfinished[record.claim_uid] = name
+            if state is AssetState.PROVISIONING:
+                self._unfinished[record.claim_uid] = name
         return record
 
     def unfinished(self, claim_uid: str) -> AssetRecord | None:
@@ -163,6 +170,24 @@ class AssetRecords:
             if record is not None:
                 records.append(record)
         return records
+
+    def _is_published(self, name: str, claim: PersistentVolumeClaim) -> bool:
+        try:
+            known = self.get(name)
+        except DamagedRecord:
+            return False
+        return (
+            known is not None
+            and known.claim_uid == claim.uid
+            and known.state is AssetState.PUBLISHED
+        )
+
+    def _sweep(self) -> None:
+        """Remove what a crash left half written; a younger file may be another process's work."""
+        for left_over in self._staging.iterdir():
+            with suppress(FileNotFoundError):
+                if time.time() - left_over.stat().st_mtime > _ABANDONED_S:
+                    left_over.unlink()
 
     def _finish(self, claim_uid: str, name: str) -> None:
         if self._unfinished.get(claim_uid) == name:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -13,7 +12,14 @@ from typing import Any
 from external_storage.assets import AssetRecord
 from external_storage.calls import Calls
 from external_storage.deadline import Deadline
-from external_storage.errors import ProvisionerError, Unchanged, VolumeInUse
+from external_storage.errors import (
+    ProvisionerError,
+    ProvisioningFailed,
+    ProvisioningInBackground,
+    Unchanged,
+    VolumeInUse,
+    meant,
+)
 from external_storage.events import EventRecorder
 from external_storage.kube.types import KubeObject, PersistentVolume, StorageClass
 from external_storage.provisioner import (
@@ -34,7 +40,8 @@ class Author:
     events: EventRecorder
     timeout_s: float
     clock: Callable[[], float] = time.monotonic
-    _sources: Counter[str] = field(default_factory=Counter)
+    _sources: dict[str, str] = field(default_factory=dict)
+    """By the UID of a claim: the volume that is being cloned for it."""
     _busy: set[str] = field(default_factory=set)
     """Names of volumes that are being deleted or expanded: never both at once."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -42,12 +49,16 @@ class Author:
     def provision(self, request: ProvisionRequest[Any]) -> ProvisionedVolume:
         """``request`` with a deadline of its own."""
         deadline = self._deadline()
-        with self._cloning(request.source_volume), self._call(request.claim, "provision", deadline):
+        with self._cloning(request), self._call(request.claim, "provision", deadline):
             return self.provisioner.provision(replace(request, deadline=deadline))
 
     def delete(self, volume: PersistentVolume) -> None:
         busy = VolumeInUse("an expansion of the volume is going on")
-        with self._alone(volume, busy), self._call(volume, "delete", self._deadline()):
+        cloned = VolumeInUse("a clone of the volume is being made")
+        with (
+            self._alone(volume, busy, cloned=cloned),
+            self._call(volume, "delete", self._deadline()),
+        ):
             self.provisioner.delete(volume)
 
     def expand(self, volume: PersistentVolume, capacity: int) -> Expanded:
@@ -65,10 +76,6 @@ class Author:
         with self._call(storage_class, "available_capacity", self._deadline()):
             return list(self.provisioner.available_capacity(storage_class) or ())
 
-    def is_being_cloned(self, volume_name: str) -> bool:
-        """Whether a clone of the volume is being made at this moment."""
-        return self._sources[volume_name] > 0
-
     def _deadline(self) -> Deadline:
         return Deadline(self.clock() + self.timeout_s, self.clock)
 
@@ -82,8 +89,16 @@ class Author:
             yield
 
     @contextmanager
-    def _alone(self, volume: PersistentVolume, busy: ProvisionerError) -> Iterator[None]:
+    def _alone(
+        self,
+        volume: PersistentVolume,
+        busy: ProvisionerError,
+        *,
+        cloned: ProvisionerError | None = None,
+    ) -> Iterator[None]:
         with self._lock:
+            if cloned is not None and volume.name in self._sources.values():
+                raise cloned
             if volume.name in self._busy:
                 raise busy
             self._busy.add(volume.name)
@@ -94,16 +109,27 @@ class Author:
                 self._busy.discard(volume.name)
 
     @contextmanager
-    def _cloning(self, source: PersistentVolume | None) -> Iterator[None]:
+    def _cloning(self, request: ProvisionRequest[Any]) -> Iterator[None]:
+        """Keeps the source from being deleted, until the call is known to have ended."""
+        source, uid = request.source_volume, request.claim.uid
         if source is None:
             yield
             return
         with self._lock:
-            self._sources[source.name] += 1
+            if source.name in self._busy:
+                raise ProvisioningFailed(f"the source volume {source.name} is busy")
+            was_open = uid in self._sources
+            self._sources[uid] = source.name
+        goes_on = False
         try:
             yield
+        except BaseException as error:
+            cause = meant(error)
+            goes_on = isinstance(cause, ProvisioningInBackground) or (
+                isinstance(cause, Unchanged) and was_open
+            )
+            raise
         finally:
-            with self._lock:
-                self._sources[source.name] -= 1
-                if not self._sources[source.name]:
-                    del self._sources[source.name]
+            if not goes_on:
+                with self._lock:
+                    self._sources.pop(uid, None)

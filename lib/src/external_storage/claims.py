@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from external_storage.decision import PROCEED, Decision, skip
 from external_storage.kube.names import (
@@ -151,3 +152,11 @@ def index_uid(claim: PersistentVolumeClaim) -> tuple[str, ...]:
 def index_class(claim: PersistentVolumeClaim) -> tuple[str, ...]:
     """Index function: claims without a volume by class, to be woken when the class changes."""
     return () if claim.spec.volume_name else (class_name(claim),)
+
+
+def age_s(claim: PersistentVolumeClaim) -> float:
+    """Seconds since the claim was made, by our own clock and the server's."""
+    created = claim.metadata.creation_timestamp
+    if created is None:
+        return 0.0
+    return max((datetime.now(UTC) - datetime.fromisoformat(created)).total_seconds(), 0.0)

@@ -7,25 +7,26 @@ claim that grew in ``expansion``.
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from external_storage.assets import AssetState
 from external_storage.author import Author
 from external_storage.calls import Calls
 from external_storage.capacity import CapacityPublisher
-from external_storage.claims import index_class, index_uid, requested_provisioner
+from external_storage.claims import has_intent, index_class, index_uid, requested_provisioner
 from external_storage.events import EventRecorder
 from external_storage.expansion import ExpansionWork
 from external_storage.feed import Feed
 from external_storage.informer import Informer
+from external_storage.intents import Intents
 from external_storage.kube.client import Client
-from external_storage.kube.errors import KubeError, NotAllowed
-from external_storage.kube.types import Node, PersistentVolume, PersistentVolumeClaim, StorageClass
+from external_storage.kube.types import PersistentVolume, PersistentVolumeClaim, StorageClass
 from external_storage.logs import get_logger
 from external_storage.metrics import Metrics
+from external_storage.own_node import OwnNode
 from external_storage.persistent_volume import is_ours
 from external_storage.provision_request import RequestBuilder
 from external_storage.provisioner import Provisioner
@@ -41,11 +42,6 @@ log = get_logger(__name__)
 
 # Threads are made as they are needed: this many classes may use their whole share at once.
 _BUSY_CLASSES = 64
-_NODE_RETRY_S = 5.0
-
-
-class PublishedAsset(Exception):
-    """An asset that was to be undone belongs to a volume that was saved once."""
 
 
 class ProvisionController:
@@ -73,7 +69,7 @@ class ProvisionController:
         self._events = events
         self._calls = Calls()
         self._stopping = threading.Event()
-        self._node_labels: Mapping[str, str] | None = None
+        self._node = OwnNode(self._client, provisioner)
         self._starter = threading.Thread(target=self._start_workers, name="controller", daemon=True)
         self._build_informers()
         self._build_work()
@@ -89,7 +85,8 @@ class ProvisionController:
             self._client,
             PersistentVolumeClaim,
             indexes={"uid": index_uid, "class": index_class},
-            keep=lambda claim: requested_provisioner(claim) in names,
+            # One with our intent is ours to the end, also when its class becomes another's.
+            keep=lambda claim: requested_provisioner(claim) in names or has_intent(claim),
         )
         self._volumes = Informer(
             self._client,
@@ -105,7 +102,6 @@ class ProvisionController:
         self._volume_queue = self._queue("volumes")
         self._expansion_queue = self._queue("expansions")
         self._queues = (self._claim_queue, self._volume_queue, self._expansion_queue)
-        self._store = VolumeStore(self._client, undo=self._undo, on_saved=self._publish)
         self._author = Author(
             provisioner=self._provisioner,
             calls=self._calls,
@@ -122,7 +118,45 @@ class ProvisionController:
             "events": self._events,
             "metrics": self.metrics,
         }
-        self._claim_work = ClaimWork(
+        self._claim_work = self._build_claim_work(common)
+        self._volume_work = VolumeWork(
+            queue=self._volume_queue, node_labels=self._node.labels, **common
+        )
+        self._expansion_work = ExpansionWork(
+            queue=self._expansion_queue,
+            classes=self._classes.lister,
+            is_mine=self._volume_work.is_mine,
+            **common,
+        )
+        self._build_rounds()
+        self._feed = self._build_feed()
+        threads = _BUSY_CLASSES * self._settings.worker_threads
+        self._workers = tuple(
+            Workers(queue, work, max_threads=threads, abandon=self._calls.hanging)
+            for queue, work in (
+                (self._claim_queue, self._claim_work.work),
+                (self._volume_queue, self._volume_work.work),
+                (self._expansion_queue, self._expansion_work.work),
+            )
+        )
+
+    def _build_claim_work(self, common: Mapping[str, Any]) -> ClaimWork:
+        unfinished = UnfinishedAssets(
+            provisioner=self._provisioner,
+            client=self._client,
+            author=self._author,
+            metrics=self.metrics,
+            may_work=self._may_work,
+        )
+        self._store = VolumeStore(
+            self._client,
+            undo=unfinished.undo,
+            on_saved=self._publish,
+            is_elsewhere=lambda volume: (
+                self._provisioner.owns_assets and not self._provisioner.may_delete(volume)
+            ),
+        )
+        return ClaimWork(
             queue=self._claim_queue,
             classes=self._classes.lister,
             store=self._store,
@@ -132,29 +166,20 @@ class ProvisionController:
                 client=self._client,
                 events=self._events,
             ),
-            unfinished=UnfinishedAssets(
-                provisioner=self._provisioner,
-                client=self._client,
-                author=self._author,
-                metrics=self.metrics,
-            ),
+            unfinished=unfinished,
+            intents=Intents(self._client, namespace=self._client.namespace),
+            owner=self._owner,
             # Of several nodes each has claims of its own: nobody else would take them.
             may_take=lambda: self._provisioner.node_name is not None or self._is_leader(),
             **common,
         )
-        self._volume_work = VolumeWork(
-            queue=self._volume_queue, node_labels=lambda: self._node_labels, **common
-        )
-        self._expansion_work = ExpansionWork(
-            queue=self._expansion_queue,
-            classes=self._classes.lister,
-            is_mine=self._volume_work.is_mine,
-            **common,
-        )
+
+    def _build_rounds(self) -> None:
+        """What is done now and then."""
         self._reconciler = Reconciler(
             self._provisioner,
             self._volumes.lister,
-            look_at_claim=self._claim_queue.add,
+            look_at_claim=lambda uid: self._claim_queue.add(uid, group=None),
             may_work=self._may_work,
         )
         self._capacity = CapacityPublisher(
@@ -168,7 +193,11 @@ class ProvisionController:
             is_mine=self._volume_work.is_mine,
             abandon=self._calls.hanging,
         )
-        self._feed = feed = Feed(
+        self._volumes.add_handler(self._capacity.on_volume)
+        self._classes.add_handler(self._capacity.on_class)
+
+    def _build_feed(self) -> Feed:
+        feed = Feed(
             claims=self._claims.lister,
             volumes=self._volumes.lister,
             claim_work=self._claim_work,
@@ -180,17 +209,7 @@ class ProvisionController:
         self._claims.add_handler(feed.on_claim)
         self._volumes.add_handler(feed.on_volume)
         self._classes.add_handler(feed.on_class)
-        self._volumes.add_handler(self._capacity.on_volume)
-        self._classes.add_handler(self._capacity.on_class)
-        threads = _BUSY_CLASSES * self._settings.worker_threads
-        self._workers = tuple(
-            Workers(queue, work, max_threads=threads, abandon=self._calls.hanging)
-            for queue, work in (
-                (self._claim_queue, self._claim_work.work),
-                (self._volume_queue, self._volume_work.work),
-                (self._expansion_queue, self._expansion_work.work),
-            )
-        )
+        return feed
 
     # -- life
 
@@ -241,6 +260,7 @@ class ProvisionController:
         """This replica has the lease: work, beginning with what the other one has left."""
         if not self._works_alone():
             self._publish_all()
+        self._feed.start_afresh()
         self._resume()
         self._feed.replay()
         self._reconciler.soon()
@@ -269,13 +289,13 @@ class ProvisionController:
 
     def syncing(self) -> str | None:
         """Which kinds have not been listed since the start, or None."""
-        missing = [i.kind.RESOURCE for i in self._informers if not i.has_synced]
-        return f"waiting for the first list of {', '.join(missing)}" if missing else None
+        missing = ", ".join(i.kind.RESOURCE for i in self._informers if not i.has_synced)
+        return f"waiting for the first list of {missing}" if missing else None
 
     def disconnected(self) -> str | None:
         """Which kinds cannot be watched at this moment, or None."""
-        broken = [i.kind.RESOURCE for i in self._informers if not i.reflector.connected]
-        return f"cannot watch {', '.join(broken)}" if broken else None
+        broken = ", ".join(i.kind.RESOURCE for i in self._informers if not i.reflector.connected)
+        return f"cannot watch {broken}" if broken else None
 
     def paused(self) -> str | None:
         """Why the provisioner takes no work at this moment, or None."""
@@ -299,6 +319,14 @@ class ProvisionController:
     def _may_work(self) -> bool:
         return self._works_alone() or self._is_leader()
 
+    def _owner(self) -> str:
+        """Who alone can go on with what was begun here; empty: every replica can."""
+        if self._provisioner.node_name is not None:
+            return f"node {self._provisioner.node_name}"
+        if self._provisioner.owns_assets:
+            return self._provisioner.identity or socket.gethostname()
+        return ""
+
     def _works_alone(self) -> bool:
         # What nobody else can reach is never double: it needs no lease.
         return self._provisioner.owns_assets or self._provisioner.node_name is not None
@@ -317,7 +345,7 @@ class ProvisionController:
             while not informer.wait_synced(0.2):
                 if self._stopping.is_set():
                     return
-        if not self._read_node():
+        if not self._node.read(self._stopping):
             return
         log.info(
             "synced",
@@ -332,18 +360,6 @@ class ProvisionController:
         self._reconciler.start()
         self._capacity.start()
 
-    def _read_node(self) -> bool:
-        """Learn the labels of the node that we serve; False: stopped before that."""
-        name = self._provisioner.node_name
-        while name is not None and self._node_labels is None:
-            try:
-                self._node_labels = self._client.get(Node, name).metadata.labels
-            except KubeError as error:
-                log.warning("our node cannot be read", node=name, error=str(error))
-                if self._stopping.wait(_NODE_RETRY_S):
-                    return False
-        return True
-
     def _publish_all(self) -> None:
         """A crash between saving a volume and publishing its record is made good here."""
         if self._provisioner.records is None:
@@ -356,44 +372,28 @@ class ProvisionController:
                 log.exception("an asset record cannot be published", volume=volume.name)
 
     def _export_gauges(self) -> None:
-        gauge = self.metrics.gauge
         for queue in self._queues:
             self.metrics.watch_queue(queue)
-        gauge(
-            "external_storage_paused",
-            "1 while the provisioner takes no work",
-            lambda: self.paused() is not None,
-        )
-        gauge(
-            "external_storage_unsaved_volumes",
-            "Volumes made in the backend and not saved yet",
-            self._store.unsaved_count,
-        )
-        gauge(
-            "external_storage_open_calls",
-            "Claims for which the backend may still be at work",
-            self._claim_work.open_calls,
-        )
-        gauge(
-            "external_storage_stuck_calls",
-            "Calls into the backend that overran their deadline by 30 s",
-            self._calls.stuck,
-        )
-        gauge(
-            "external_storage_orphaned_assets",
-            "Published assets without a volume",
-            self._reconciler.orphans,
-        )
-
-    def _undo(self, volume: PersistentVolume) -> None:
-        """Remove an asset whose volume is not saved; never one that has been in use."""
-        records = self._provisioner.records
-        record = records.get(volume.name) if records is not None else None
-        if record is not None and record.state is AssetState.PUBLISHED:
-            raise PublishedAsset(f"the asset of {volume.name} has been published: it is kept")
-        if not self._may_work():
-            raise NotAllowed("another replica may be making this volume")
-        self._author.delete(volume)
+        for name, help, read in (
+            ("paused", "1 while the provisioner takes no work", lambda: bool(self.paused())),
+            (
+                "unsaved_volumes",
+                "Volumes made in the backend and not saved yet",
+                self._store.unsaved_count,
+            ),
+            (
+                "open_calls",
+                "Claims for which the backend may still be at work",
+                self._claim_work.open_calls,
+            ),
+            (
+                "stuck_calls",
+                "Calls into the backend that overran their deadline by 30 s",
+                self._calls.stuck,
+            ),
+            ("orphaned_assets", "Published assets without a volume", self._reconciler.orphans),
+        ):
+            self.metrics.gauge(f"external_storage_{name}", help, read)
 
     def _publish(self, volume_name: str) -> None:
         if self._provisioner.records is not None:

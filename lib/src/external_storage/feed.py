@@ -29,9 +29,13 @@ class Feed:
     takes_keys: Callable[[], bool] = lambda: True
     """False on a standby, whose queues would only grow: what it has let pass, ``replay`` finds."""
 
-    def replay(self) -> None:
-        """Have all that is there looked at, whatever became of it here before."""
+    def start_afresh(self) -> None:
+        """Forget what became of past tries: another replica may have worked since."""
+        self.claim_work.start_afresh()
         self.expansion_work.start_afresh()
+
+    def replay(self) -> None:
+        """Have all that is there looked at."""
         for claim in self.claims.all():
             if self.claim_work.needed(claim):
                 self.claim_work.queue.wake(claim.uid, group=class_name(claim))

@@ -96,6 +96,17 @@ class Lease:
 
     ``on_acquired`` and ``on_lost`` are called in turns, from one thread. Another one makes the
     requests: neither a slow callback nor an API server that hangs makes the other one late.
+
+    Args:
+        client: best one of its own, without a limit of requests a second.
+        identity: unique for ever, not only among those that run: no second life is to take the
+            lease of the first for its own.
+        duration_s: how long others wait after the last renewal; whole seconds, rounded up.
+        renew_deadline_s: how long it is held after the last renewal; below the duration.
+        retry_period_s: between two renewals, and between two looks of those who wait.
+        on_acquired: work may begin; ``is_held`` is what each write has to ask.
+        on_lost: it must end; also called by ``stop``, before the lease is let go of.
+        events: where to tell who became leader.
     """
 
     def __init__(
@@ -113,19 +124,7 @@ class Lease:
         events: EventRecorder | None = None,
         clock: Callable[[], float] = boot_time,
     ) -> None:
-        """Does no I/O; ``start`` does.
-
-        Args:
-            client: best one of its own, without a limit of requests a second.
-            identity: unique for ever, not only among those that run: no second life is to take
-                the lease of the first for its own.
-            duration_s: how long others wait after the last renewal; whole seconds, rounded up.
-            renew_deadline_s: how long it is held after the last renewal; below the duration.
-            retry_period_s: between two renewals, and between two looks of those who wait.
-            on_acquired: work may begin; ``is_held`` is what each write has to ask.
-            on_lost: it must end; also called by ``stop``, before the lease is let go of.
-            events: where to tell who became leader.
-        """
+        """Does no I/O; ``start`` does. ``ValueError``: times that cannot work."""
         if not 0 < retry_period_s < renew_deadline_s < duration_s:
             raise ValueError("want 0 < retry_period_s < renew_deadline_s < duration_s")
         # Two tries fit into the time a renewal is good for, even if the server answers neither.

@@ -92,20 +92,17 @@ class Manager:
         )
         controllers.append(controller)
         manager._add_health(settings, _health(provisioner, controller, lease), metrics)
-        manager._add_client(client, throttle)
+        manager.add("client", _nothing, lambda _: client.close())
         manager.add("provisioner", provisioner.start, lambda _: provisioner.stop())
         manager._add_events(events)
         if lease is not None:
             metrics.gauge("external_storage_leader", "1 while this replica leads", lease.is_held)
-            manager.add("lease client", _nothing, lambda _: lease_client.close())
-            manager._add_lease(lease, controller)
+            manager._add_lease(lease, lease_client, controller)
         manager.add("controller", controller.start, controller.stop)
-        return manager
-
-    def _add_client(self, client: Client, throttle: Throttle | None) -> None:
-        self.add("client", _nothing, lambda _: client.close())
         if throttle is not None:
-            self.add("throttle", _nothing, lambda _: throttle.close())
+            # Stopped first: whoever waits for a turn would hold up the end.
+            manager.add("throttle", _nothing, lambda _: throttle.close())
+        return manager
 
     def _add_events(self, events: EventRecorder) -> None:
         def stop(left: float) -> None:
@@ -113,8 +110,9 @@ class Manager:
 
         self.add("events", events.start, stop)
 
-    def _add_lease(self, lease: Lease, controller: ProvisionController) -> None:
+    def _add_lease(self, lease: Lease, client: Client, controller: ProvisionController) -> None:
         """Before the controller, and so stopped after it: let go of when the work has ended."""
+        self.add("lease client", _nothing, lambda _: client.close())
 
         def stop(left: float) -> None:
             # Work that was cut off may go on until we exit: nobody is to begin before that.

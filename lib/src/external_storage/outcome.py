@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from external_storage.errors import ProvisionerError
+from external_storage.errors import ProvisionerError, ProvisioningInBackground, Unchanged
+from external_storage.events import EventType
 from external_storage.kube.errors import KubeError, NotAllowed
 from external_storage.logs import Logger
 from external_storage.persistent_volume import UnfitVolume
@@ -30,3 +31,20 @@ def log_failure(fields: Logger, message: str, error: BaseException, *, retry_in_
         fields.warning(message, **facts)
     else:
         fields.exception(message, exc=error, **facts)
+
+
+def failure_event(
+    error: BaseException, *, slow: bool, given_up_after: int
+) -> tuple[EventType, str, str]:
+    """What the user of a claim is told of a try that failed: type, reason, text.
+
+    ``given_up_after``: the number of tries that were enough, 0 if another one follows.
+    """
+    text = (str(error) or type(error).__name__).rstrip(".")
+    if given_up_after:
+        text += f". Given up after {given_up_after} tries, until the claim or its class changes"
+    elif isinstance(error, (ProvisioningInBackground, Unchanged)):
+        return EventType.NORMAL, "ProvisioningInProgress", text
+    elif slow:
+        text += ". It is tried again when the claim or its class changes, else only slowly."
+    return EventType.WARNING, "ProvisioningFailed", text

@@ -119,8 +119,10 @@ def is_same_asset(fields: dict[str, Any], existing: PersistentVolume) -> bool:
     saved = msgspec.to_builtins(existing.spec).get(kind)
     if saved is None:
         return False
+    # Through the same type: it leaves out what we do not read, and tells lists as tuples.
+    wanted = msgspec.to_builtins(as_volume({"spec": {kind: fields["spec"][kind]}}).spec)[kind]
     # The API server fills in defaults, and what is empty may be left out on either side.
-    return all((saved.get(k) or None) == (v or None) for k, v in fields["spec"][kind].items())
+    return all((saved.get(k) or None) == (v or None) for k, v in wanted.items())
 
 
 def class_name(claim: PersistentVolumeClaim) -> str:

@@ -15,6 +15,7 @@ from external_storage.deadline import NEVER
 from external_storage.errors import Infeasible, ProvisioningFailed, Reschedule
 from external_storage.events import EventRecorder
 from external_storage.fields import Problems
+from external_storage.intents import Intent
 from external_storage.kube import quantity
 from external_storage.kube.client import Client
 from external_storage.kube.errors import Forbidden, NotFound
@@ -75,6 +76,20 @@ class RequestBuilder:
             deadline=NEVER,
             source_volume=self._source(claim, capacity),
             volume_attributes=self._attributes(claim),
+        )
+
+    def again(self, claim: PersistentVolumeClaim, intent: Intent) -> ProvisionRequest[Parameters]:
+        """The request that an intent was written for, whatever has changed since."""
+        return ProvisionRequest(
+            volume_name=intent.volume_name,
+            claim=claim,
+            storage_class=intent.storage_class,
+            parameters=self._parameters(claim, intent.storage_class),
+            capacity=intent.capacity,
+            selected_node=intent.node,
+            deadline=NEVER,
+            source_volume=intent.source_volume,
+            volume_attributes=intent.volume_attributes,
         )
 
     def _abilities(self) -> Abilities:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Any
 
 from external_storage.author import Author
 from external_storage.claims import (
+    age_s,
     has_intent,
     is_terminating,
     populated_from,
+    requested_provisioner,
     selected_node,
     should_provision,
     source_kind,
@@ -21,7 +22,6 @@ from external_storage.decision import skip
 from external_storage.errors import (
     Ignored,
     Infeasible,
-    ProvisioningFailed,
     ProvisioningInBackground,
     Reschedule,
     Unchanged,
@@ -29,17 +29,17 @@ from external_storage.errors import (
 )
 from external_storage.events import EventRecorder
 from external_storage.informer import Lister
-from external_storage.intents import ClaimGone, begin_intent, end_intent, read_intent
+from external_storage.intents import ClaimGone, Intents
 from external_storage.kube.client import Client
 from external_storage.kube.errors import KubeError
 from external_storage.kube.types import PersistentVolume, PersistentVolumeClaim, StorageClass
 from external_storage.logs import Logger, get_logger
 from external_storage.metrics import Metrics
-from external_storage.outcome import LOST_LEASE_S, PAUSE_S, log_failure, lost_lease
+from external_storage.outcome import LOST_LEASE_S, PAUSE_S, failure_event, log_failure, lost_lease
 from external_storage.persistent_volume import UnfitVolume, build_volume, class_name
 from external_storage.provision_request import RequestBuilder
 from external_storage.provisioner import Provisioner, ProvisionRequest
-from external_storage.rescheduling import take_node_back
+from external_storage.rescheduling import reschedule
 from external_storage.settings import Settings
 from external_storage.unfinished import UnfinishedAssets
 from external_storage.volume_store import VolumeStore
@@ -67,6 +67,9 @@ class ClaimWork:
     classes: Lister[StorageClass]
     store: VolumeStore
     requests: RequestBuilder
+    intents: Intents
+    owner: Callable[[], str]
+    """Which instance this is, where what was begun here can only go on here; else empty."""
     author: Author
     unfinished: UnfinishedAssets
     events: EventRecorder
@@ -84,6 +87,12 @@ class ClaimWork:
     """The version of the class that the last try of a claim was made with."""
     _changed: dict[str, str] = field(default_factory=dict)
     """The versions that we have made of claims: older ones, in the informer, are not to be used."""
+
+    def start_afresh(self) -> None:
+        """Another replica may have worked since: what was learnt of past tries is void."""
+        for memory in (self._told, self._tried_with):
+            memory.clear()
+        self._settled.clear()
 
     # -- what others ask
 
@@ -106,14 +115,14 @@ class ClaimWork:
         found = self.claims.by_index("uid", uid)
         claim = found[0] if found else None
         if self.store.has_unsaved(uid):
-            self._attempt(uid, claim, lambda: self._save_again(uid, claim))
+            self._attempt(uid, claim, lambda: self._saved(self.store.save_again(uid), claim))
         elif uid in self._open:
             self._go_on(uid, claim)
         elif claim is None:
             self._gone(uid)
-        elif has_intent(claim) and uid not in self._settled:
-            self._resolve_intent(claim)
-        elif has_intent(claim) and (is_terminating(claim) or self._has_volume(claim)):
+        elif self._is_unresolved(claim):
+            self._attempt(uid, claim, lambda: self._resolve_intent(claim))
+        elif self._needs_no_intent(claim):
             self._attempt(uid, claim, lambda: self._end_intent(claim))
         else:
             self._look_at(claim)
@@ -189,7 +198,7 @@ class ClaimWork:
         request = self.requests.build(claim, storage_class)
         if self.provisioner.durable_intent:
             try:
-                claim = begin_intent(self.client, claim, storage_class)
+                claim = self.intents.begin(request, owner=self.owner())
             except ClaimGone as error:
                 log.info("claim is gone before anything was begun", reason=str(error))
                 return None
@@ -217,7 +226,7 @@ class ClaimWork:
             self.store.discard(error.fields)
             raise
         # From here on the store keeps it, until it is saved or undone.
-        return self._saved(self.store.save(uid, fields), claim)
+        return self._saved(self.store.save(uid, fields), claim or request.claim)
 
     def _go_on(self, uid: str, claim: PersistentVolumeClaim | None) -> None:
         """Ask again how a call ended, with the request that it was made with."""
@@ -232,15 +241,12 @@ class ClaimWork:
         if self.provisioner.durable_intent:
             self._settled.add(uid)
 
-    def _save_again(self, uid: str, claim: PersistentVolumeClaim | None) -> PersistentVolume:
-        return self._saved(self.store.save_again(uid), claim)
-
     def _saved(
         self, volume: PersistentVolume, claim: PersistentVolumeClaim | None
     ) -> PersistentVolume:
         if claim is not None and self.provisioner.durable_intent:
             try:
-                end_intent(self.client, claim)
+                self.intents.end(claim)
             except KubeError as error:
                 log.warning("an intent cannot be ended yet", claim=claim.key, error=str(error))
                 self.queue.add_after(claim.uid, PAUSE_S)
@@ -248,32 +254,55 @@ class ClaimWork:
 
     # -- intents
 
-    def _resolve_intent(self, claim: PersistentVolumeClaim) -> None:
-        """After a restart: how the call ended that the intent was written for is not known."""
-        if self._has_volume(claim) or claim.spec.volume_name:
-            self._attempt(claim.uid, claim, lambda: self._end_intent(claim))
-            return
-        intent = read_intent(claim)
-        if intent is not None:
-            storage_class: StorageClass | None = intent.storage_class
-        else:
-            storage_class = self.classes.get(class_name(claim))
-        if storage_class is None:
-            text = "What was begun for it is not known: its class is gone"
-            self._tell(claim, "ProvisioningPaused", text)
-            self.queue.add_after(claim.uid, self.settings.retry_interval_max)
-        elif self._may_work(claim):
-            found = storage_class
-            self._attempt(claim.uid, claim, lambda: self._call_begun(claim, found))
+    def _is_unresolved(self, claim: PersistentVolumeClaim) -> bool:
+        """Whether a call was begun for the claim of which nobody here knows how it ended."""
+        unknown = claim.uid not in self._settled
+        return unknown and has_intent(claim) and self.provisioner.durable_intent
 
-    def _call_begun(
-        self, claim: PersistentVolumeClaim, storage_class: StorageClass
-    ) -> PersistentVolume:
-        self._open[claim.uid] = request = self.requests.build(claim, storage_class)
+    def _needs_no_intent(self, claim: PersistentVolumeClaim) -> bool:
+        """Whether ours can be ended; those of other provisioners are never settled here."""
+        over = is_terminating(claim) or self._has_volume(claim)
+        return over and has_intent(claim) and claim.uid in self._settled
+
+    def _resolve_intent(self, claim: PersistentVolumeClaim) -> PersistentVolume | None:
+        """After a restart: make the same call again, to learn how it ended."""
+        intent = self.intents.read(claim)
+        if intent is None:
+            return self._without_note(claim)
+        foreign = intent.storage_class.provisioner not in self.settings.names
+        if foreign or intent.owner != self.owner():
+            log.debug("intent left alone", claim=claim.key, owner=intent.owner)
+            return None
+        if self._has_volume(claim):
+            self._end_intent(claim)
+            return None
+        if not self._may_work(claim):
+            return None
+        self._open[claim.uid] = request = self.requests.again(claim, intent)
         return self._call(request, claim)
 
+    def _without_note(self, claim: PersistentVolumeClaim) -> PersistentVolume | None:
+        """Our finalizer without a note of ours: its user has changed it, or the key is lost. The
+        claim is served as if nothing had been begun, by its class as it is."""
+        if requested_provisioner(claim) not in self.settings.names:
+            # The finalizer is the same for all provisioners that are built on this library.
+            return None
+        storage_class = self.classes.get(class_name(claim))
+        if not is_terminating(claim):
+            self._settled.add(claim.uid)
+            self.queue.add_after(claim.uid, 0.0)
+        elif self._has_volume(claim):
+            self._end_intent(claim)
+        elif storage_class is None or storage_class.provisioner not in self.settings.names:
+            text = "What was begun for it is unknown: look in the back end, then drop the finalizer"
+            self._tell(claim, "ProvisioningUnknown", text)
+            self.queue.add_after(claim.uid, self.settings.retry_interval_max)
+        elif self._may_work(claim):
+            return self._call(self.requests.build(claim, storage_class), claim)
+        return None
+
     def _end_intent(self, claim: PersistentVolumeClaim) -> None:
-        end_intent(self.client, claim)
+        self.intents.end(claim)
         # The informer may go on showing the intent for a moment: it must not be resolved again.
         self._settled.add(claim.uid)
 
@@ -313,7 +342,7 @@ class ClaimWork:
         labels = (class_name(claim), source_kind(claim))
         self.metrics.provisioned.labels(*labels).inc()
         self.metrics.provision_seconds.labels(*labels).observe(seconds)
-        self.metrics.claim_age_seconds.labels(labels[0]).observe(_age_s(claim))
+        self.metrics.claim_age_seconds.labels(labels[0]).observe(age_s(claim))
         self.events.normal(claim, "ProvisioningSucceeded", f"Volume {volume.name} is ready")
 
     def _failed(self, uid: str, claim: PersistentVolumeClaim | None, error: BaseException) -> None:
@@ -329,7 +358,9 @@ class ClaimWork:
             return
         rescheduled = False
         if claim is not None and isinstance(error, Reschedule) and selected_node(claim):
-            error, rescheduled = self._reschedule(claim, error)
+            error, version = reschedule(self.client, claim, error)
+            rescheduled = version is not None
+            self._changed[uid] = version or ""
         slow = isinstance(error, (Infeasible, UnfitVolume))
         given_up = not rescheduled and self._is_enough(uid)
         if rescheduled:
@@ -341,57 +372,27 @@ class ClaimWork:
             delay = float("inf")
         else:
             at_least = self.settings.retry_interval_max if slow else 0.0
-            delay = self.queue.retry(uid, min_delay_s=at_least)
+            counts = uid not in self._open and not self.store.has_unsaved(uid)
+            delay = self.queue.retry(uid, min_delay_s=at_least, counts=counts)
         log_failure(fields, "provisioning failed", error, retry_in_s=delay)
         if claim is not None:
             labels = (class_name(claim), source_kind(claim))
             self.metrics.provision_failed.labels(*labels).inc()
-            self._tell_failure(claim, error, slow=slow, given_up=given_up)
+            tries = self.settings.failed_provision_threshold if given_up else 0
+            kind, reason, text = failure_event(error, slow=slow, given_up_after=tries)
+            self.events.record(claim, kind, reason=reason, message=text)
 
     def _is_enough(self, uid: str) -> bool:
         """Whether the threshold ends the tries; never while something may be left behind."""
         threshold = self.settings.failed_provision_threshold
         return (
-            0 < threshold <= self.queue.failures(uid) + 1
+            0 < threshold <= self.queue.tries(uid) + 1
             and uid not in self._open
             and not self.store.has_unsaved(uid)
         )
-
-    def _tell_failure(
-        self, claim: PersistentVolumeClaim, error: BaseException, *, slow: bool, given_up: bool
-    ) -> None:
-        text = (str(error) or type(error).__name__).rstrip(".")
-        if isinstance(error, (ProvisioningInBackground, Unchanged)) and not given_up:
-            self.events.normal(claim, "ProvisioningInProgress", text)
-            return
-        if given_up:
-            tries = self.settings.failed_provision_threshold
-            text += f". Given up after {tries} tries, until the claim or its class changes"
-        elif slow:
-            text += ". It is tried again when the claim or its class changes, else only slowly."
-        self.events.warning(claim, "ProvisioningFailed", text)
-
-    def _reschedule(
-        self, claim: PersistentVolumeClaim, error: Reschedule
-    ) -> tuple[BaseException, bool]:
-        """Take the selected node off the claim, so that the scheduler selects again; False with
-        what to report if that could not be done."""
-        try:
-            self._changed[claim.uid] = take_node_back(self.client, claim)
-        except KubeError as failure:
-            text = f"{error}; the selected node cannot be taken back: {failure}"
-            return ProvisioningFailed(text), False
-        return error, True
 
     def _fields(self, uid: str, claim: PersistentVolumeClaim | None) -> Logger:
         attempt = self.queue.failures(uid) + 1
         if claim is None:
             return log.bind(claim_uid=uid, attempt=attempt)
         return log.bind(claim=claim.key, storage_class=class_name(claim), attempt=attempt)
-
-
-def _age_s(claim: PersistentVolumeClaim) -> float:
-    created = claim.metadata.creation_timestamp
-    if created is None:
-        return 0.0
-    return max((datetime.now(UTC) - datetime.fromisoformat(created)).total_seconds(), 0.0)

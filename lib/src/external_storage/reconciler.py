@@ -73,10 +73,18 @@ class Reconciler:
     def _once(self) -> None:
         volumes = self._volumes.all()
         self._report_orphans({volume.name for volume in volumes})
-        if self._provisioner.records is not None:
-            for uid in self._provisioner.records.unfinished_claims():
-                self._look_at_claim(uid)
+        self._finish({volume.name for volume in volumes})
         self._provisioner.reconcile(volumes)
+
+    def _finish(self, volumes: set[str]) -> None:
+        """Publish what could not be published when it was saved; the rest is its claim's matter."""
+        records = self._provisioner.records
+        for uid in records.unfinished_claims() if records is not None else ():
+            record = records.unfinished(uid) if records is not None else None
+            if records is not None and record is not None and record.name in volumes:
+                records.publish(record.name)
+            else:
+                self._look_at_claim(uid)
 
     def _report_orphans(self, volumes: set[str]) -> None:
         """A published asset has held data: without a volume it is only reported."""

@@ -3,11 +3,28 @@
 from __future__ import annotations
 
 from external_storage.claims import selected_node
+from external_storage.errors import ProvisioningFailed, Reschedule
 from external_storage.kube.client import Client
-from external_storage.kube.errors import Conflict, Invalid, NotFound
+from external_storage.kube.errors import Conflict, Invalid, KubeError, NotFound
 from external_storage.kube.names import ANN_SELECTED_NODE
 from external_storage.kube.request import JSON_PATCH
 from external_storage.kube.types import PersistentVolumeClaim
+
+
+def reschedule(
+    client: Client, claim: PersistentVolumeClaim, error: Reschedule
+) -> tuple[BaseException, str | None]:
+    """Have the scheduler select again, for the reason that ``error`` gives.
+
+    Returns what to report, and the version of the claim without its node (see ``take_node_back``);
+    None if it has its node still.
+    """
+    try:
+        return error, take_node_back(client, claim)
+    except KubeError as failure:
+        problem = ProvisioningFailed(f"{error}; the selected node cannot be taken back: {failure}")
+        problem.__cause__ = failure
+        return problem, None
 
 
 def take_node_back(client: Client, claim: PersistentVolumeClaim) -> str:
@@ -31,5 +48,15 @@ def take_node_back(client: Client, claim: PersistentVolumeClaim) -> str:
             content_type=JSON_PATCH,
         )
     except (NotFound, Conflict, Invalid):
+        if _has_node_still(client, claim):
+            raise
         return ""
     return changed.metadata.resource_version
+
+
+def _has_node_still(client: Client, claim: PersistentVolumeClaim) -> bool:
+    try:
+        live = client.get(PersistentVolumeClaim, claim.name, namespace=claim.namespace)
+    except NotFound:
+        return False
+    return live.uid == claim.uid and selected_node(live) == selected_node(claim)

@@ -46,11 +46,19 @@ class VolumeStore:
         *,
         undo: Callable[[PersistentVolume], None],
         on_saved: Callable[[str], None],
+        is_elsewhere: Callable[[PersistentVolume], bool] = lambda _: False,
     ) -> None:
-        """``undo`` removes the asset of a volume; ``on_saved`` is told the name of a saved one."""
+        """
+        Args:
+            undo: removes the asset of a volume.
+            on_saved: is told the name of a saved one.
+            is_elsewhere: whether the asset of a saved volume is one that another instance has, and
+                not what we have made.
+        """
         self._client = client
         self._undo = undo
         self._on_saved = on_saved
+        self._is_elsewhere = is_elsewhere
         self._lock = threading.Lock()
         self._unsaved: dict[str, dict[str, Any]] = {}
         self._saved: dict[str, str] = {}
@@ -165,10 +173,13 @@ class VolumeStore:
             raise SaveFailed(f"volume {name} exists already and belongs to another claim")
         if existing.metadata.annotations.get(ANN_PROVISIONED_BY) != ours:
             raise SaveFailed(f"volume {name} exists already and is another provisioner's")
-        if not is_same_asset(fields, existing):
-            # Another instance of ours was faster: the claim has its volume, ours is one too many.
+        if self._is_elsewhere(existing):
+            # Another instance was faster: the claim has its volume, ours is one too many.
             self._undo_unsaved(claim_uid, fields)
             raise Ignored(f"volume {name} has been made by another instance")
+        if not is_same_asset(fields, existing):
+            # Names are unique, so it is the same asset, told differently: never to be undone.
+            log.warning("a volume differs from what was to be saved; it is kept", volume=name)
         return existing
 
     def _undo_unsaved(self, claim_uid: str, fields: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from external_storage.decision import PROCEED, Decision, skip
 from external_storage.errors import Ignored, VolumeInUse, meant
 from external_storage.events import EventRecorder
 from external_storage.informer import Lister
-from external_storage.kube.client import Client
+from external_storage.kube.client import Client, is_gone
 from external_storage.kube.errors import Conflict, NotFound
 from external_storage.kube.names import (
     FINALIZER,
@@ -55,6 +55,9 @@ def should_delete(
         return skip("the reclaim policy keeps the volume")
     if volume.metadata.deletion_timestamp is not None and not has_finalizer(volume):
         return skip("the volume is being deleted and nothing of ours is left to do")
+    if volume.spec.claim_ref is None or not volume.spec.claim_ref.uid:
+        # An admin is giving it to somebody else: the phase is only not there yet.
+        return skip("the volume is kept for another claim")
     if claim is not None and still_wanted(volume, claim):
         return skip("the volume is marked released while its claim still wants it")
     return PROCEED
@@ -211,13 +214,13 @@ class VolumeWork:
         volume = self._read_again(cached)
         if volume is None:
             return False
-        if self.author.is_being_cloned(volume.name):
-            raise VolumeInUse("a clone of the volume is being made")
         self.author.delete(volume)
         if volume.metadata.deletion_timestamp is None:
             try:
                 self.client.delete(PersistentVolume, volume.name, uid=volume.uid)
             except (NotFound, Conflict):
+                if not is_gone(self.client, volume):
+                    raise
                 # Gone, or another volume has its name by now: either way this one is no more.
                 self._remember(volume)
                 return True
@@ -263,7 +266,9 @@ class VolumeWork:
         try:
             self.client.patch(PersistentVolume, volume.name, patch, content_type=STRATEGIC_PATCH)
         except (NotFound, Conflict):
-            return
+            # The API server says 409 of two who write at once, too.
+            if not is_gone(self.client, volume):
+                raise
 
     def _remember(self, volume: PersistentVolume) -> None:
         with self._lock:
@@ -307,7 +312,7 @@ class VolumeWork:
             self.queue.give_up(volume.name)
             delay = float("inf")
         else:
-            delay = self.queue.retry(volume.name)
+            delay = self.queue.retry(volume.name, counts=not in_use)
         if in_use:
             fields.info("volume in use", reason=str(error))
             self.events.normal(volume, "VolumeInUse", str(error))
@@ -323,7 +328,7 @@ class VolumeWork:
 
     def _is_enough(self, volume: PersistentVolume) -> bool:
         threshold = self.settings.failed_delete_threshold
-        return 0 < threshold <= self.queue.failures(volume.name) + 1
+        return 0 < threshold <= self.queue.tries(volume.name) + 1
 
 
 def changed(old: PersistentVolume, new: PersistentVolume) -> bool:

@@ -21,6 +21,7 @@ from external_storage.kube.decoding import decoder
 from external_storage.kube.errors import (
     DECODE_ERRORS,
     NotAllowed,
+    NotFound,
     TooManyRequests,
     Unauthorized,
     Unavailable,
@@ -273,6 +274,17 @@ class Client:
             return decoded
         except DECODE_ERRORS as error:
             raise Unavailable(f"answer not understood: {error}") from error
+
+
+def is_gone(client: Client, item: KubeObject) -> bool:
+    """Whether the API server has this very object no more: none of its name, or another one.
+
+    What a 404 says, and a 409 only may say. Raises ``KubeError`` when it cannot be asked.
+    """
+    try:
+        return client.get(type(item), item.name, namespace=item.namespace).uid != item.uid
+    except NotFound:
+        return True
 
 
 def _selectors(label_selector: str, field_selector: str) -> dict[str, str]:

@@ -269,6 +269,17 @@ class VolumeAttributesClass(KubeObject, frozen=True):
     parameters: dict[str, str] = {}
 
 
+class Secret(KubeObject, frozen=True):
+    """A secret; ``data`` is base64."""
+
+    API_VERSION: ClassVar[str] = "v1"
+    KIND: ClassVar[str] = "Secret"
+    RESOURCE: ClassVar[str] = "secrets"
+    NAMESPACED: ClassVar[bool] = True
+
+    data: dict[str, str] = {}
+
+
 class Node(KubeObject, frozen=True):
     """A node; only its name and labels are read."""
 

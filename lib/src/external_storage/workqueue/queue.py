@@ -89,18 +89,25 @@ class WorkQueue(Generic[K]):
         self._shut_down = False
         self._paused = False
         self._retries = 0
+        self._tries: dict[K, int] = {}
 
     # -- adding
 
-    def add(self, key: K, *, group: str = "") -> None:
-        """Have ``key`` looked at; no effect while it waits out a back-off or is queued already."""
+    def add(self, key: K, *, group: str | None = "") -> None:
+        """Have ``key`` looked at; no effect while it waits out a back-off or is queued already.
+
+        ``group`` None: the one it is in, if it is there.
+        """
         with self._condition:
+            if group is None:
+                entry = self._entries.get(key)
+                group = "" if entry is None else entry.next_group or entry.group
             self._add(key, group, wake=False)
 
     def wake(self, key: K, *, group: str = "") -> None:
         """Have ``key`` looked at now: its failures are forgotten and a back-off ends."""
         with self._condition:
-            self._limiter.forget(key)
+            self._forget(key)
             self._add(key, group, wake=True)
 
     def add_after(self, key: K, delay_s: float, *, group: str = "") -> None:
@@ -108,13 +115,16 @@ class WorkQueue(Generic[K]):
         with self._condition:
             self._schedule(key, delay_s, group, retry=False)
 
-    def retry(self, key: K, *, min_delay_s: float = 0.0) -> float:
+    def retry(self, key: K, *, min_delay_s: float = 0.0, counts: bool = True) -> float:
         """Count a failure and work ``key`` again after its back-off; returns the wait in seconds.
 
-        Called by the worker that holds ``key``, before ``done``.
+        Called by the worker that holds ``key``, before ``done``. ``counts=False``: it is not one of
+        the ``tries``, though the waits grow all the same.
         """
         with self._condition:
             self._retries += 1
+            if counts:
+                self._tries[key] = self._tries.get(key, 0) + 1
             delay = max(self._limiter.when(key), min_delay_s)
             entry = self._entries.get(key)
             self._schedule(key, delay, entry.group if entry else "", retry=True)
@@ -123,7 +133,7 @@ class WorkQueue(Generic[K]):
     def give_up(self, key: K) -> None:
         """Leave ``key`` alone until it is woken; called by the worker that holds it."""
         with self._condition:
-            self._limiter.forget(key)
+            self._forget(key)
             entry = self._entries.get(key)
             if entry is not None and entry.state is _State.WORKING:
                 entry.requeue_after = math.inf
@@ -131,7 +141,12 @@ class WorkQueue(Generic[K]):
     def forget(self, key: K) -> None:
         """The work on ``key`` succeeded or is pointless: its failures no longer count."""
         with self._condition:
-            self._limiter.forget(key)
+            self._forget(key)
+
+    def tries(self, key: K) -> int:
+        """How many of the failures in a row counted as tries."""
+        with self._condition:
+            return self._tries.get(key, 0)
 
     def failures(self, key: K) -> int:
         """How often ``key`` failed in a row."""
@@ -170,7 +185,7 @@ class WorkQueue(Generic[K]):
             if entry.next_group is not None:
                 entry.group, entry.next_group = entry.next_group, None
             if entry.woken:
-                self._limiter.forget(key)
+                self._forget(key)
                 self._make_ready(entry, retry=False)
             elif entry.requeue_after is not None:
                 self._park(entry, entry.requeue_after)
@@ -233,6 +248,10 @@ class WorkQueue(Generic[K]):
             return self._clock() - min(ready) if ready else 0.0
 
     # -- inside; the lock is held
+
+    def _forget(self, key: K) -> None:
+        self._limiter.forget(key)
+        self._tries.pop(key, None)
 
     def _add(self, key: K, group: str, *, wake: bool) -> None:
         if self._shut_down:
