@@ -8,9 +8,11 @@ the library has saved the PersistentVolume, and ``published`` from then on. Afte
 
 from __future__ import annotations
 
+import fcntl
+import os
 import re
 import threading
-import time
+import weakref
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -26,7 +28,6 @@ from external_storage.logs import get_logger
 log = get_logger(__name__)
 
 _SUFFIX = ".json"
-_ABANDONED_S = 600.0
 # A file name has at most 255 bytes.
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,248}[a-z0-9])?", re.ASCII)
 
@@ -183,11 +184,20 @@ class AssetRecords:
         )
 
     def _sweep(self) -> None:
-        """Remove what a crash left half written; a younger file may be another process's work."""
-        for left_over in self._staging.iterdir():
-            with suppress(FileNotFoundError):
-                if time.time() - left_over.stat().st_mtime > _ABANDONED_S:
-                    left_over.unlink()
+        """Remove what a crash left half written, unless somebody else is at work here: then it may
+        be theirs, and whoever comes when all are gone removes it."""
+        lock = os.open(self._staging, os.O_RDONLY | os.O_DIRECTORY)
+        weakref.finalize(self, os.close, lock)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            # In use; or a file system without locks, where what is left stays: it harms nobody.
+            log.debug("nothing is swept", directory=str(self._directory), reason=str(error))
+        else:
+            for left_over in self._staging.iterdir():
+                left_over.unlink()
+        with suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_SH)
 
     def _finish(self, claim_uid: str, name: str) -> None:
         if self._unfinished.get(claim_uid) == name:
