@@ -253,6 +253,11 @@ class Rig:
                     )
         finally:
             self.stack.close()
+        for claim in self.api.list_all(PersistentVolumeClaim, namespace=self.namespace):
+            # Left by a test that ended with an intent that nobody is to resolve.
+            with suppress(KubeError):
+                free = {"metadata": {"finalizers": None}}
+                self.api.patch(PersistentVolumeClaim, claim.name, free, namespace=self.namespace)
         for volume in self.volumes():
             try:
                 self.api.patch(PersistentVolume, volume.name, {"metadata": {"finalizers": None}})

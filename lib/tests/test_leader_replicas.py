@@ -95,7 +95,7 @@ def led(replica: Replica, until: Until) -> Replica:
 
 
 def synced(replica: Replica, until: Until) -> Replica:
-    until(lambda: replica.rig.controller().has_synced, "it has synced")
+    until(lambda: replica.rig.controller().syncing() is None, "it has synced")
     return replica
 
 

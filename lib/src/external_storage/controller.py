@@ -86,7 +86,10 @@ class ProvisionController:
             PersistentVolumeClaim,
             indexes={"uid": index_uid, "class": index_class},
             # One with our intent is ours to the end, also when its class becomes another's.
-            keep=lambda claim: requested_provisioner(claim) in names or has_intent(claim),
+            keep=lambda claim: (
+                requested_provisioner(claim) in names
+                or (self._provisioner.durable_intent and has_intent(claim))
+            ),
         )
         self._volumes = Informer(
             self._client,
@@ -275,17 +278,12 @@ class ProvisionController:
         """Have the author's ``reconcile`` called as soon as may be."""
         self._reconciler.soon()
 
-    @property
-    def has_synced(self) -> bool:
-        """Whether every informer has seen the whole cluster once."""
-        return all(informer.has_synced for informer in self._informers)
-
     # -- health
 
     def dead(self) -> str | None:
         """Which informer's thread has ended though it never should, or None."""
-        dead = [i.kind.RESOURCE for i in self._informers if i.has_ended]
-        return f"no longer watching {', '.join(dead)}" if dead else None
+        dead = ", ".join(i.kind.RESOURCE for i in self._informers if i.has_ended)
+        return f"no longer watching {dead}" if dead else None
 
     def syncing(self) -> str | None:
         """Which kinds have not been listed since the start, or None."""
