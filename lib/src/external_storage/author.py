@@ -67,8 +67,7 @@ class Author:
             return self.provisioner.expand(volume, capacity)
 
     def discard(self, record: AssetRecord) -> None:
-        call = self.calls.call("discard", record.name, self._deadline(), tell=lambda _: None)
-        with call:
+        with self.calls.call("discard", record.name, self._deadline(), tell=lambda _: None):
             self.provisioner.discard(record)
 
     def available_capacity(self, storage_class: StorageClass) -> list[AvailableCapacity]:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import socket
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -43,7 +42,13 @@ from external_storage.kube.types import (
 )
 from external_storage.logs import get_logger
 from external_storage.metrics import Metrics
-from external_storage.provisioner import AvailableCapacity, Provisioner, overrides
+from external_storage.provisioner import (
+    AvailableCapacity,
+    Provisioner,
+    instance_of,
+    overrides,
+    works_alone,
+)
 from external_storage.settings import Settings
 from external_storage.workqueue import Backoff
 
@@ -242,19 +247,10 @@ class CapacityPublisher:
         return complete
 
     def _may_publish(self) -> bool:
-        each = self._provisioner.owns_assets or self._provisioner.node_name is not None
-        return each or self._is_leader()
-
-    def _instance(self) -> str:
-        """Whose objects they are; ``""``: all replicas'."""
-        if self._provisioner.node_name is not None:
-            return self._provisioner.node_name
-        if self._provisioner.owns_assets:
-            return self._provisioner.identity or socket.gethostname()
-        return ""
+        return works_alone(self._provisioner) or self._is_leader()
 
     def _round(self) -> bool:
-        instance = self._instance()
+        instance = instance_of(self._provisioner)
         node = self._node()
         reported = self._reported() if node is not None or not self._provisioner.node_name else []
         found = {item.name: item for item in self._list(instance)}
@@ -335,18 +331,13 @@ class CapacityPublisher:
         return [storage_class for storage_class in waiting if storage_class.provisioner in drivers]
 
     def _is_asked_for(self, name: str) -> bool:
-        try:
-            return self._client.get(CSIDriver, name).spec.storage_capacity is True
-        except NotFound:
-            return False
+        driver = self._client.find(CSIDriver, name)
+        return driver is not None and driver.spec.storage_capacity is True
 
     def _node(self) -> Node | None:
         """The node we serve; None: all of them, or ours is gone."""
         name = self._provisioner.node_name
-        try:
-            return None if name is None else self._client.get(Node, name)
-        except NotFound:
-            return None
+        return None if name is None else self._client.find(Node, name)
 
     def _tell(self, about: str, error: BaseException) -> None:
         """Once for each reason, until all is well again."""

@@ -7,7 +7,6 @@ claim that grew in ``expansion``.
 
 from __future__ import annotations
 
-import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -29,7 +28,7 @@ from external_storage.metrics import Metrics
 from external_storage.own_node import OwnNode
 from external_storage.persistent_volume import is_ours
 from external_storage.provision_request import RequestBuilder
-from external_storage.provisioner import Provisioner
+from external_storage.provisioner import Provisioner, works_alone
 from external_storage.provisioning import ClaimWork
 from external_storage.reconciler import Reconciler
 from external_storage.settings import Settings
@@ -171,7 +170,6 @@ class ProvisionController:
             ),
             unfinished=unfinished,
             intents=Intents(self._client, namespace=self._client.namespace),
-            owner=self._owner,
             # Of several nodes each has claims of its own: nobody else would take them.
             may_take=lambda: self._provisioner.node_name is not None or self._is_leader(),
             **common,
@@ -218,7 +216,7 @@ class ProvisionController:
 
     def start(self) -> None:
         """Start watching; work begins by itself once every informer has synced."""
-        if self._works_alone():
+        if works_alone(self._provisioner):
             self._resume()
         self._calls.start()
         for informer in self._informers:
@@ -261,7 +259,7 @@ class ProvisionController:
 
     def lead(self) -> None:
         """This replica has the lease: work, beginning with what the other one has left."""
-        if not self._works_alone():
+        if not works_alone(self._provisioner):
             self._publish_all()
         self._feed.start_afresh()
         self._resume()
@@ -271,7 +269,7 @@ class ProvisionController:
 
     def follow(self) -> None:
         """Another replica has the lease, or may have it: take no new work."""
-        if not self._works_alone():
+        if not works_alone(self._provisioner):
             self._pause()
 
     def reconcile_soon(self) -> None:
@@ -315,19 +313,7 @@ class ProvisionController:
         return WorkQueue(name, backoff=backoff, group_limit=self._settings.worker_threads)
 
     def _may_work(self) -> bool:
-        return self._works_alone() or self._is_leader()
-
-    def _owner(self) -> str:
-        """Who alone can go on with what was begun here; empty: every replica can."""
-        if self._provisioner.node_name is not None:
-            return f"node {self._provisioner.node_name}"
-        if self._provisioner.owns_assets:
-            return self._provisioner.identity or socket.gethostname()
-        return ""
-
-    def _works_alone(self) -> bool:
-        # What nobody else can reach is never double: it needs no lease.
-        return self._provisioner.owns_assets or self._provisioner.node_name is not None
+        return works_alone(self._provisioner) or self._is_leader()
 
     def _pause(self) -> None:
         for queue in self._queues:

@@ -135,12 +135,11 @@ class ExpansionWork:
 
     def _read(self, claim: PersistentVolumeClaim) -> _Run | None:
         """Claim and volume as the API server has them, if the volume is still to be grown."""
-        try:
-            found = self.client.get(PersistentVolumeClaim, claim.name, namespace=claim.namespace)
-            if found.uid != claim.uid or not wants_more(found):
-                return None
-            volume = self.client.get(PersistentVolume, found.spec.volume_name)
-        except NotFound:
+        found = self.client.live(claim)
+        if found is None or not wants_more(found):
+            return None
+        volume = self.client.find(PersistentVolume, found.spec.volume_name)
+        if volume is None:
             return None
         decision = should_expand(found, volume, names=self.settings.names)
         if not decision.proceed or not self.is_mine(volume):

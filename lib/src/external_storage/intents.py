@@ -21,7 +21,7 @@ from typing import Any
 import msgspec
 
 from external_storage.claims import has_intent, is_terminating
-from external_storage.kube.client import Client, is_gone
+from external_storage.kube.client import Client
 from external_storage.kube.decoding import decoder
 from external_storage.kube.errors import AlreadyExists, Conflict, Invalid, NotFound
 from external_storage.kube.names import ANN_INTENT, INTENT_FINALIZER
@@ -118,7 +118,8 @@ class Intents:
             return self._patch(claim, metadata)
         except (NotFound, Conflict, Invalid) as error:
             # 422: no finalizer may be added to an object that is being deleted.
-            if self._is_going(claim):
+            live = self._client.live(claim)
+            if live is None or is_terminating(live):
                 raise ClaimGone(str(error)) from error
             raise
 
@@ -131,15 +132,8 @@ class Intents:
         try:
             self._patch(claim, metadata)
         except (NotFound, Conflict):
-            if not is_gone(self._client, claim):
+            if self._client.live(claim) is not None:
                 raise
-
-    def _is_going(self, claim: PersistentVolumeClaim) -> bool:
-        try:
-            live = self._client.get(PersistentVolumeClaim, claim.name, namespace=claim.namespace)
-        except NotFound:
-            return True
-        return live.uid != claim.uid or is_terminating(live)
 
     def _patch(
         self, claim: PersistentVolumeClaim, metadata: dict[str, Any]
@@ -165,9 +159,8 @@ class Intents:
             return self._key
 
     def _read_key(self) -> bytes | None:
-        try:
-            secret = self._client.get(Secret, KEY_SECRET, namespace=self._namespace)
-        except NotFound:
+        secret = self._client.find(Secret, KEY_SECRET, namespace=self._namespace)
+        if secret is None:
             return None
         try:
             key = base64.b64decode(secret.data.get("key", ""), validate=True)

@@ -18,7 +18,7 @@ from external_storage.fields import Problems
 from external_storage.intents import Intent
 from external_storage.kube import quantity
 from external_storage.kube.client import Client
-from external_storage.kube.errors import Forbidden, NotFound
+from external_storage.kube.errors import Forbidden
 from external_storage.kube.names import BINDING_WAIT, PHASE_BOUND
 from external_storage.kube.types import (
     Node,
@@ -129,23 +129,23 @@ class RequestBuilder:
         if not self._may_read_nodes:
             return
         try:
-            self.client.get(Node, name)
-        except NotFound:
-            raise Reschedule(f"the selected node {name} does not exist any more") from None
+            node = self.client.find(Node, name)
         except Forbidden as error:
             # Told once: without the right, a node that is gone is the author's to find out.
             self._may_read_nodes = False
             log.warning("nodes cannot be read", error=str(error))
+            return
+        if node is None:
+            raise Reschedule(f"the selected node {name} does not exist any more")
 
     def _source(self, claim: PersistentVolumeClaim, capacity: int) -> PersistentVolume | None:
         """The volume to be cloned."""
         name = source_claim(claim)
         if name is None:
             return None
-        try:
-            source = self.client.get(PersistentVolumeClaim, name, namespace=claim.namespace)
-        except NotFound:
-            raise ProvisioningFailed(f"the source claim {name} does not exist") from None
+        source = self.client.find(PersistentVolumeClaim, name, namespace=claim.namespace)
+        if source is None:
+            raise ProvisioningFailed(f"the source claim {name} does not exist")
         if source.status.phase != PHASE_BOUND or not source.spec.volume_name:
             raise ProvisioningFailed(f"the source claim {name} is not Bound")
         if source.metadata.deletion_timestamp is not None:
@@ -163,10 +163,9 @@ class RequestBuilder:
 
     def _source_volume(self, source: PersistentVolumeClaim) -> PersistentVolume:
         name = source.spec.volume_name
-        try:
-            volume = self.client.get(PersistentVolume, name)
-        except NotFound:
-            raise ProvisioningFailed(f"volume {name} of the source claim does not exist") from None
+        volume = self.client.find(PersistentVolume, name)
+        if volume is None:
+            raise ProvisioningFailed(f"volume {name} of the source claim does not exist")
         reference = volume.spec.claim_ref
         if reference is None or reference.uid != source.uid:
             raise ProvisioningFailed(f"volume {name} is not bound to the source claim")
@@ -178,10 +177,9 @@ class RequestBuilder:
         name = claim.spec.volume_attributes_class_name
         if not name:
             return None
-        try:
-            found = self.client.get(VolumeAttributesClass, name)
-        except NotFound:
-            raise ProvisioningFailed(f"VolumeAttributesClass {name} does not exist") from None
+        found = self.client.find(VolumeAttributesClass, name)
+        if found is None:
+            raise ProvisioningFailed(f"VolumeAttributesClass {name} does not exist")
         if found.driver_name not in self.settings.names:
             raise Infeasible(f"VolumeAttributesClass {name} is for driver {found.driver_name}")
         return found

@@ -15,6 +15,7 @@ Three promises are asked of an author in return:
 
 from __future__ import annotations
 
+import socket
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -241,3 +242,19 @@ class Provisioner(ABC, Generic[S, P]):
 def overrides(provisioner: Provisioner[Any, Any], method: str) -> bool:
     """Whether the author has written this optional method."""
     return getattr(type(provisioner), method) is not getattr(Provisioner, method)
+
+
+def works_alone(provisioner: Provisioner[Any, Any]) -> bool:
+    """Whether nobody else can reach what is made here, so that nothing can be double: its work
+    needs no lease. Known from ``start`` on."""
+    return provisioner.owns_assets or provisioner.node_name is not None
+
+
+def instance_of(provisioner: Provisioner[Any, Any]) -> str:
+    """Which instance this is, for what it alone can reach: its assets, or those of its node; empty
+    where every replica can reach all."""
+    if provisioner.node_name is not None:
+        return provisioner.node_name
+    if provisioner.owns_assets:
+        return provisioner.identity or socket.gethostname()
+    return ""

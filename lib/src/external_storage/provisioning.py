@@ -38,7 +38,7 @@ from external_storage.metrics import Metrics
 from external_storage.outcome import LOST_LEASE_S, PAUSE_S, failure_event, log_failure, lost_lease
 from external_storage.persistent_volume import UnfitVolume, build_volume, class_name
 from external_storage.provision_request import RequestBuilder
-from external_storage.provisioner import Provisioner, ProvisionRequest
+from external_storage.provisioner import Provisioner, ProvisionRequest, instance_of
 from external_storage.rescheduling import reschedule
 from external_storage.settings import Settings
 from external_storage.unfinished import UnfinishedAssets
@@ -68,8 +68,6 @@ class ClaimWork:
     store: VolumeStore
     requests: RequestBuilder
     intents: Intents
-    owner: Callable[[], str]
-    """Which instance this is, where what was begun here can only go on here; else empty."""
     author: Author
     unfinished: UnfinishedAssets
     events: EventRecorder
@@ -198,7 +196,7 @@ class ClaimWork:
         request = self.requests.build(claim, storage_class)
         if self.provisioner.durable_intent:
             try:
-                claim = self.intents.begin(request, owner=self.owner())
+                claim = self.intents.begin(request, owner=instance_of(self.provisioner))
             except ClaimGone as error:
                 log.info("claim is gone before anything was begun", reason=str(error))
                 return None
@@ -270,7 +268,7 @@ class ClaimWork:
         if intent is None:
             return self._without_note(claim)
         foreign = intent.storage_class.provisioner not in self.settings.names
-        if foreign or intent.owner != self.owner():
+        if foreign or intent.owner != instance_of(self.provisioner):
             log.debug("intent left alone", claim=claim.key, owner=intent.owner)
             return None
         if self._has_volume(claim):
@@ -372,8 +370,7 @@ class ClaimWork:
             delay = float("inf")
         else:
             at_least = self.settings.retry_interval_max if slow else 0.0
-            counts = uid not in self._open and not self.store.has_unsaved(uid)
-            delay = self.queue.retry(uid, min_delay_s=at_least, counts=counts)
+            delay = self.queue.retry(uid, min_delay_s=at_least, counts=not self._goes_on(uid))
         log_failure(fields, "provisioning failed", error, retry_in_s=delay)
         if claim is not None:
             labels = (class_name(claim), source_kind(claim))
@@ -385,11 +382,11 @@ class ClaimWork:
     def _is_enough(self, uid: str) -> bool:
         """Whether the threshold ends the tries; never while something may be left behind."""
         threshold = self.settings.failed_provision_threshold
-        return (
-            0 < threshold <= self.queue.tries(uid) + 1
-            and uid not in self._open
-            and not self.store.has_unsaved(uid)
-        )
+        return 0 < threshold <= self.queue.tries(uid) + 1 and not self._goes_on(uid)
+
+    def _goes_on(self, uid: str) -> bool:
+        """Whether what was begun for the claim is not at its end, one way or the other."""
+        return uid in self._open or self.store.has_unsaved(uid)
 
     def _fields(self, uid: str, claim: PersistentVolumeClaim | None) -> Logger:
         attempt = self.queue.failures(uid) + 1

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from external_storage.assets import AssetState
+from external_storage.assets import AssetRecords, AssetState
 from external_storage.informer import Lister
 from external_storage.kube.types import PersistentVolume
 from external_storage.logs import get_logger
@@ -72,27 +72,26 @@ class Reconciler:
 
     def _once(self) -> None:
         volumes = self._volumes.all()
-        self._report_orphans({volume.name for volume in volumes})
-        self._finish({volume.name for volume in volumes})
+        if self._provisioner.records is not None:
+            names = {volume.name for volume in volumes}
+            self._report_orphans(self._provisioner.records, names)
+            self._finish(self._provisioner.records, names)
         self._provisioner.reconcile(volumes)
 
-    def _finish(self, volumes: set[str]) -> None:
+    def _finish(self, records: AssetRecords, volumes: set[str]) -> None:
         """Publish what could not be published when it was saved; the rest is its claim's matter."""
-        records = self._provisioner.records
-        for uid in records.unfinished_claims() if records is not None else ():
-            record = records.unfinished(uid) if records is not None else None
-            if records is not None and record is not None and record.name in volumes:
+        for uid in records.unfinished_claims():
+            record = records.unfinished(uid)
+            if record is not None and record.name in volumes:
                 records.publish(record.name)
             else:
                 self._look_at_claim(uid)
 
-    def _report_orphans(self, volumes: set[str]) -> None:
+    def _report_orphans(self, records: AssetRecords, volumes: set[str]) -> None:
         """A published asset has held data: without a volume it is only reported."""
-        if self._provisioner.records is None:
-            return
         found = {
             record.name
-            for record in self._provisioner.records.all()
+            for record in records.all()
             if record.state is AssetState.PUBLISHED and record.name not in volumes
         }
         for name in sorted(found - self._orphans):

@@ -48,15 +48,8 @@ def take_node_back(client: Client, claim: PersistentVolumeClaim) -> str:
             content_type=JSON_PATCH,
         )
     except (NotFound, Conflict, Invalid):
-        if _has_node_still(client, claim):
+        live = client.live(claim)
+        if live is not None and selected_node(live) == selected_node(claim):
             raise
         return ""
     return changed.metadata.resource_version
-
-
-def _has_node_still(client: Client, claim: PersistentVolumeClaim) -> bool:
-    try:
-        live = client.get(PersistentVolumeClaim, claim.name, namespace=claim.namespace)
-    except NotFound:
-        return False
-    return live.uid == claim.uid and selected_node(live) == selected_node(claim)

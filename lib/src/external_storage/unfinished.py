@@ -9,7 +9,7 @@ from typing import Any
 from external_storage.assets import AssetRecord, AssetState
 from external_storage.author import Author
 from external_storage.kube.client import Client
-from external_storage.kube.errors import NotAllowed, NotFound
+from external_storage.kube.errors import NotAllowed
 from external_storage.kube.types import PersistentVolume, PersistentVolumeClaim
 from external_storage.logs import get_logger
 from external_storage.metrics import Metrics
@@ -43,7 +43,8 @@ class UnfinishedAssets:
 
     def discard(self, record: AssetRecord) -> None:
         """Have the asset removed, unless the API server has its claim or a volume of its name."""
-        if self._has_volume(record):
+        if self.client.find(PersistentVolume, record.name) is not None:
+            # Whoever it is for by now: somebody's data is in the asset.
             if self.provisioner.records is not None:
                 self.provisioner.records.publish(record.name)
             return
@@ -63,21 +64,10 @@ class UnfinishedAssets:
             raise NotAllowed("another replica may be making this volume")
         self.author.delete(volume)
 
-    def _has_volume(self, record: AssetRecord) -> bool:
-        """Whoever the volume is for by now: somebody's data is in the asset."""
-        try:
-            self.client.get(PersistentVolume, record.name)
-        except NotFound:
-            return False
-        return True
-
     def _has_claim(self, record: AssetRecord) -> bool:
         namespace, _, name = record.claim.partition("/")
         if not name:
             # Nobody can say where its claim was.
             return True
-        try:
-            claim = self.client.get(PersistentVolumeClaim, name, namespace=namespace)
-        except NotFound:
-            return False
-        return claim.uid == record.claim_uid
+        claim = self.client.find(PersistentVolumeClaim, name, namespace=namespace)
+        return claim is not None and claim.uid == record.claim_uid

@@ -13,7 +13,7 @@ from external_storage.decision import PROCEED, Decision, skip
 from external_storage.errors import Ignored, VolumeInUse, meant
 from external_storage.events import EventRecorder
 from external_storage.informer import Lister
-from external_storage.kube.client import Client, is_gone
+from external_storage.kube.client import Client
 from external_storage.kube.errors import Conflict, NotFound
 from external_storage.kube.names import (
     FINALIZER,
@@ -219,7 +219,7 @@ class VolumeWork:
             try:
                 self.client.delete(PersistentVolume, volume.name, uid=volume.uid)
             except (NotFound, Conflict):
-                if not is_gone(self.client, volume):
+                if self.client.live(volume) is not None:
                     raise
                 # Gone, or another volume has its name by now: either way this one is no more.
                 self._remember(volume)
@@ -231,12 +231,8 @@ class VolumeWork:
 
     def _read_again(self, cached: PersistentVolume) -> PersistentVolume | None:
         """The volume as the API server has it now, if it is still to be deleted."""
-        try:
-            volume = self.client.get(PersistentVolume, cached.name)
-        except NotFound:
-            self._remember(cached)
-            return None
-        if volume.uid != cached.uid:
+        volume = self.client.live(cached)
+        if volume is None:
             self._remember(cached)
             return None
         claim = self._read_claim(volume)
@@ -250,12 +246,9 @@ class VolumeWork:
         reference = volume.spec.claim_ref
         if reference is None:
             return None
-        try:
-            return self.client.get(
-                PersistentVolumeClaim, reference.name, namespace=reference.namespace
-            )
-        except NotFound:
-            return None
+        return self.client.find(
+            PersistentVolumeClaim, reference.name, namespace=reference.namespace
+        )
 
     def _set_finalizer(self, volume: PersistentVolume, *, present: bool) -> None:
         """Add or remove our finalizer without touching those of others; a volume that is gone or
@@ -267,7 +260,7 @@ class VolumeWork:
             self.client.patch(PersistentVolume, volume.name, patch, content_type=STRATEGIC_PATCH)
         except (NotFound, Conflict):
             # The API server says 409 of two who write at once, too.
-            if not is_gone(self.client, volume):
+            if self.client.live(volume) is not None:
                 raise
 
     def _remember(self, volume: PersistentVolume) -> None:

@@ -105,6 +105,19 @@ class Client:
         request = Request(method="GET", path=path, verb="get", resource=kind.RESOURCE)
         return self._decode(self.send(request), kind)
 
+    def find(self, kind: type[T], name: str, *, namespace: str = "") -> T | None:
+        """As ``get``; None if there is no object of that name."""
+        try:
+            return self.get(kind, name, namespace=namespace)
+        except NotFound:
+            return None
+
+    def live(self, item: T) -> T | None:
+        """This very object as the server has it now; None if it is gone, or another one has its
+        name: what a 404 says, and a 409 only may say."""
+        found = self.find(type(item), item.name, namespace=item.namespace)
+        return found if found is not None and found.uid == item.uid else None
+
     def pages(
         self,
         kind: type[T],
@@ -274,17 +287,6 @@ class Client:
             return decoded
         except DECODE_ERRORS as error:
             raise Unavailable(f"answer not understood: {error}") from error
-
-
-def is_gone(client: Client, item: KubeObject) -> bool:
-    """Whether the API server has this very object no more: none of its name, or another one.
-
-    What a 404 says, and a 409 only may say. Raises ``KubeError`` when it cannot be asked.
-    """
-    try:
-        return client.get(type(item), item.name, namespace=item.namespace).uid != item.uid
-    except NotFound:
-        return True
 
 
 def _selectors(label_selector: str, field_selector: str) -> dict[str, str]:
