@@ -100,6 +100,17 @@ class Folders(Provisioner[FolderSettings, FolderParameters]):
     def check(self) -> str | None:
         return self.trouble
 
+    def play(self, *outcomes: BaseException | None) -> None:
+        """One outcome for each call of ``provision``; the last one for all that follow."""
+        left = list(outcomes)
+
+        def play(_request: object) -> None:
+            outcome = left.pop(0) if len(left) > 1 else left[0]
+            if outcome is not None:
+                raise outcome
+
+        self.on_provision = play
+
     def assets(self) -> list[str]:
         return sorted(path.name for path in self.settings.root.iterdir())
 
@@ -208,6 +219,13 @@ class Rig:
 
         return self.api.get(PersistentVolume, wait_until(is_bound, f"claim {name} is Bound"))
 
+    def is_gone(self, kind: type[KubeObject], name: str, **where: str) -> bool:
+        """Whether there is no such object; ``namespace=`` for one that lives in one."""
+        return self.api.find(kind, name, **where) is None
+
+    def claim_is_gone(self, name: str) -> bool:
+        return self.is_gone(PersistentVolumeClaim, name, namespace=self.namespace)
+
     def delete_claim(self, name: str) -> None:
         claim = self.get_claim(name)
         self.api.delete(PersistentVolumeClaim, name, uid=claim.uid, namespace=self.namespace)
@@ -309,3 +327,11 @@ def client(proxy: FaultProxy) -> Iterator[Client]:
 def until() -> Callable[..., Any]:
     """``wait_until``, for tests that cannot import this file."""
     return wait_until
+
+
+@pytest.fixture
+def release() -> Iterator[threading.Event]:
+    """What a test holds by it is let go at its end, whatever the end is."""
+    event = threading.Event()
+    yield event
+    event.set()

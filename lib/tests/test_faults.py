@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -35,14 +35,6 @@ def quick_relist(monkeypatch: pytest.MonkeyPatch) -> None:
     """The back-off of informers is for outages, not for a test of a hundred of them."""
     quick = Backoff(start_s=0.05, max_s=0.1, jitter=0.0)
     monkeypatch.setattr("external_storage.informer.reflector.BACKOFF", quick)
-
-
-@pytest.fixture
-def release() -> Iterator[threading.Event]:
-    """What a test holds by it is let go at its end, whatever the end is."""
-    event = threading.Event()
-    yield event
-    event.set()
 
 
 def statuses(proxy: FaultProxy, verb: str, resource: str) -> list[int]:

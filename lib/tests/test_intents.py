@@ -17,7 +17,6 @@ from external_storage import (
     StorageClass,
     Unchanged,
 )
-from external_storage.kube.errors import NotFound
 from external_storage.kube.names import ANN_INTENT, ANN_SELECTED_NODE, INTENT_FINALIZER
 from external_storage.kube.types import Node
 from external_storage.testing import FaultProxy
@@ -25,21 +24,6 @@ from external_storage.testing import FaultProxy
 Until = Callable[..., Any]
 CLOUD = {"durable_intent": True}
 CLAIMS, VOLUMES = "persistentvolumeclaims", "persistentvolumes"
-
-
-def failing(error: Exception) -> Callable[[Any], None]:
-    def play(_request: Any) -> None:
-        raise error
-
-    return play
-
-
-def is_gone(rig: Any, claim: str) -> bool:
-    try:
-        rig.get_claim(claim)
-    except NotFound:
-        return True
-    return False
 
 
 def has_intent(rig: Any, claim: str = "data") -> bool:
@@ -51,7 +35,7 @@ def has_intent(rig: Any, claim: str = "data") -> bool:
 def begun_and_killed(rig: Any, until: Until) -> str:
     """A claim for which the backend is at work, and nobody who remembers it; its class."""
     provisioner = rig.start(declare=CLOUD)
-    provisioner.on_provision = failing(ProvisioningInBackground("copying"))
+    provisioner.play(ProvisioningInBackground("copying"))
     name: str = rig.storage_class(parameters={"mode": "0o700"})
     rig.claim("data", name)
     until(lambda: provisioner.provisioned, "the first call")
@@ -120,9 +104,12 @@ def test_a_claim_deleted_while_we_were_down_leaves_nothing(rig: Any, until: Unti
     """The backend may have finished since: only the same call again can tell."""
     begun_and_killed(rig, until)
     rig.delete_claim("data")
-    assert not is_gone(rig, "data")
+    assert not rig.claim_is_gone("data")
     provisioner = rig.start(declare=CLOUD)
-    until(lambda: is_gone(rig, "data"), "the claim is let go of")
+    until(
+        lambda: rig.claim_is_gone("data"),
+        "the claim is let go of",
+    )
     until(lambda: provisioner.deleted, "the volume that nobody wants is deleted")
     until(lambda: not rig.volumes(), "its object too")
     assert provisioner.assets() == []
@@ -144,22 +131,26 @@ def test_after_a_failure_the_class_as_it_is_counts(rig: Any, until: Until) -> No
     rig.drop(StorageClass, name)
     rig.storage_class(parameters={"mode": "0o755"})
     provisioner = rig.start(declare=CLOUD)
-    provisioner.on_provision = lambda request: (
-        failing(ProvisioningFailed("no such mode"))(request)
-        if request.parameters.mode == 0o700
-        else None
-    )
+
+    def refuse_one_mode(request: Any) -> None:
+        if request.parameters.mode == 0o700:
+            raise ProvisioningFailed("no such mode")
+
+    provisioner.on_provision = refuse_one_mode
     rig.bound("data")
     assert [request.parameters.mode for request in provisioner.requests] == [0o700, 0o755]
 
 
 def test_a_deleted_claim_is_let_go_of_when_its_last_call_failed(rig: Any, until: Until) -> None:
     provisioner = rig.start(declare=CLOUD)
-    provisioner.on_provision = failing(ProvisioningFailed("quota"))
+    provisioner.play(ProvisioningFailed("quota"))
     rig.claim("data", rig.storage_class())
     until(lambda: provisioner.provisioned, "the first call")
     rig.delete_claim("data")
-    until(lambda: is_gone(rig, "data"), "the claim is let go of")
+    until(
+        lambda: rig.claim_is_gone("data"),
+        "the claim is let go of",
+    )
     assert rig.volumes() == []
 
 
@@ -168,12 +159,15 @@ def test_a_deleted_claim_is_kept_while_nobody_knows_how_its_call_ended(
 ) -> None:
     begun_and_killed(rig, until)
     provisioner = rig.start(declare=CLOUD)
-    provisioner.on_provision = failing(Unchanged("the cloud does not answer"))
+    provisioner.play(Unchanged("the cloud does not answer"))
     rig.delete_claim("data")
     until(lambda: len(provisioner.provisioned) >= 3, "three calls that found out nothing")
     assert has_intent(rig)
-    provisioner.on_provision = failing(ProvisioningFailed("it had failed"))
-    until(lambda: is_gone(rig, "data"), "the claim is let go of")
+    provisioner.play(ProvisioningFailed("it had failed"))
+    until(
+        lambda: rig.claim_is_gone("data"),
+        "the claim is let go of",
+    )
 
 
 def test_a_claim_that_is_being_deleted_gets_no_intent(
@@ -193,7 +187,10 @@ def test_a_claim_that_is_being_deleted_gets_no_intent(
     proxy.wait_for(lambda r: r.verb == "patch" and r.resource == CLAIMS and r.status >= 400)
     free = {"metadata": {"finalizers": None}}
     rig.api.patch(PersistentVolumeClaim, "data", free, namespace=rig.namespace)
-    until(lambda: is_gone(rig, "data"), "the claim is gone")
+    until(
+        lambda: rig.claim_is_gone("data"),
+        "the claim is gone",
+    )
     assert provisioner.provisioned == []
 
 
@@ -247,7 +244,10 @@ def test_a_provisioner_without_intents_ends_none(rig: Any, until: Until) -> None
     assert provisioner.provisioned == ["other"]
     rig.manager.stop()
     rig.start(declare=CLOUD)
-    until(lambda: is_gone(rig, "data"), "who has intents ends it")
+    until(
+        lambda: rig.claim_is_gone("data"),
+        "who has intents ends it",
+    )
 
 
 def test_a_claim_whose_note_is_lost_is_let_go_of(rig: Any, until: Until) -> None:
@@ -256,7 +256,10 @@ def test_a_claim_whose_note_is_lost_is_let_go_of(rig: Any, until: Until) -> None
     forge(rig, "lost")
     rig.delete_claim("data")
     provisioner = rig.start(declare=CLOUD)
-    until(lambda: is_gone(rig, "data"), "the claim is let go of")
+    until(
+        lambda: rig.claim_is_gone("data"),
+        "the claim is let go of",
+    )
     until(lambda: provisioner.deleted and not rig.volumes(), "nothing is left")
 
 
@@ -266,7 +269,7 @@ def test_a_claim_whose_note_is_lost_is_let_go_of(rig: Any, until: Until) -> None
 def test_what_another_instance_has_begun_is_left_to_it(rig: Any, until: Until) -> None:
     alone = {**CLOUD, "owns_assets": True, "identity": "one"}
     first = rig.start(declare=alone)
-    first.on_provision = failing(ProvisioningInBackground("copying"))
+    first.play(ProvisioningInBackground("copying"))
     storage_class = rig.storage_class()
     rig.claim("data", storage_class)
     until(lambda: first.provisioned, "the first call")
@@ -291,7 +294,7 @@ def test_the_call_is_made_again_for_the_node_and_the_source_it_was_made_for(
     source = rig.bound("source")
     waiting = rig.storage_class("-wait", volumeBindingMode="WaitForFirstConsumer")
     node = rig.node()
-    first.on_provision = failing(ProvisioningInBackground("copying"))
+    first.play(ProvisioningInBackground("copying"))
     reference = {"kind": "PersistentVolumeClaim", "name": "source"}
     selected = {ANN_SELECTED_NODE: node}
     rig.claim("clone", waiting, annotations=selected, dataSource=reference)
@@ -301,7 +304,10 @@ def test_the_call_is_made_again_for_the_node_and_the_source_it_was_made_for(
     rig.delete_claim("clone")
     rig.delete_claim("source")
     second = rig.start(declare=declare)
-    until(lambda: is_gone(rig, "clone"), "the clone is let go of")
+    until(
+        lambda: rig.claim_is_gone("clone"),
+        "the clone is let go of",
+    )
     asked = next(request for request in second.requests if request.claim.name == "clone")
     assert asked.selected_node == node
     assert asked.source_volume.name == source.name
@@ -310,7 +316,7 @@ def test_the_call_is_made_again_for_the_node_and_the_source_it_was_made_for(
 
 def test_an_intent_is_ended_though_the_class_became_anothers(rig: Any, until: Until) -> None:
     provisioner = rig.start(declare=CLOUD)
-    provisioner.on_provision = failing(ProvisioningInBackground("copying"))
+    provisioner.play(ProvisioningInBackground("copying"))
     name = rig.storage_class()
     rig.claim("data", name)
     until(lambda: provisioner.provisioned, "the first call")
@@ -330,7 +336,7 @@ def test_an_intent_is_ended_though_the_class_became_anothers(rig: Any, until: Un
 
 def test_what_failed_before_another_replica_led_is_asked_again(rig: Any, until: Until) -> None:
     provisioner = rig.start(declare=CLOUD)
-    provisioner.on_provision = failing(ProvisioningFailed("quota"))
+    provisioner.play(ProvisioningFailed("quota"))
     rig.claim("data", rig.storage_class())
     until(lambda: provisioner.provisioned, "the first call")
     controller = rig.controller()
@@ -341,7 +347,10 @@ def test_what_failed_before_another_replica_led_is_asked_again(rig: Any, until: 
     calls = len(provisioner.provisioned)
     rig.delete_claim("data")
     controller.lead()
-    until(lambda: is_gone(rig, "data"), "the claim is let go of")
+    until(
+        lambda: rig.claim_is_gone("data"),
+        "the claim is let go of",
+    )
     assert len(provisioner.provisioned) > calls
 
 

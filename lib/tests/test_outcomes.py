@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,15 +14,12 @@ from external_storage import (
     Infeasible,
     PersistentVolume,
     PersistentVolumeClaim,
-    ProvisionedVolume,
     ProvisioningFailed,
     ProvisioningInBackground,
     Reschedule,
     StorageClass,
     Unchanged,
-    VolumeInUse,
 )
-from external_storage.kube.errors import NotFound
 from external_storage.kube.names import ANN_SELECTED_NODE
 from external_storage.kube.types import Node
 from external_storage.testing import FaultProxy
@@ -30,33 +27,13 @@ from external_storage.testing import FaultProxy
 Until = Callable[..., Any]
 
 
-def script(*outcomes: BaseException | None) -> Callable[[Any], None]:
-    """One outcome for each call; the last one for all that follow."""
-    left = list(outcomes)
-
-    def play(_request: Any) -> None:
-        outcome = left.pop(0) if len(left) > 1 else left[0]
-        if outcome is not None:
-            raise outcome
-
-    return play
-
-
 def begun_in_background(rig: Any, until: Until, claim: str = "data", **settings: str) -> Any:
     """A claim whose first call left the backend at work, and what lets it end."""
     provisioner = rig.start(**settings)
-    provisioner.on_provision = script(ProvisioningInBackground("copying"))
+    provisioner.play(ProvisioningInBackground("copying"))
     rig.claim(claim, rig.storage_class(parameters={"mode": "0o700"}))
     until(lambda: provisioner.provisioned, "the first call")
     return provisioner
-
-
-def gone(rig: Any, kind: type, name: str, **where: str) -> bool:
-    try:
-        rig.api.get(kind, name, **where)
-    except NotFound:
-        return True
-    return False
 
 
 # -- in background
@@ -65,7 +42,7 @@ def gone(rig: Any, kind: type, name: str, **where: str) -> bool:
 def test_work_in_the_background_is_asked_for_until_it_ends(rig: Any) -> None:
     provisioner = rig.start()
     busy = ProvisioningInBackground("copying")
-    provisioner.on_provision = script(busy, busy, None)
+    provisioner.play(busy, busy, None)
     rig.claim("data", rig.storage_class())
     rig.bound("data")
     assert provisioner.provisioned == ["data"] * 3
@@ -76,10 +53,10 @@ def test_work_in_the_background_is_asked_for_until_it_ends(rig: Any) -> None:
 def test_background_work_survives_the_deletion_of_its_claim(rig: Any, until: Until) -> None:
     provisioner = begun_in_background(rig, until)
     rig.delete_claim("data")
-    until(lambda: gone(rig, PersistentVolumeClaim, "data", namespace=rig.namespace), "claim gone")
+    until(lambda: rig.claim_is_gone("data"), "claim gone")
     calls = len(provisioner.provisioned)
     until(lambda: len(provisioner.provisioned) > calls, "it is asked again")
-    provisioner.on_provision = script(None)
+    provisioner.play(None)
     until(lambda: provisioner.deleted, "the volume that nobody wants is deleted")
     until(lambda: not rig.volumes(), "its object too")
     assert provisioner.assets() == []
@@ -94,7 +71,7 @@ def test_background_work_goes_on_with_the_class_it_began_with(rig: Any, until: U
     rig.storage_class(parameters={"mode": "0o755"})
     calls = len(provisioner.provisioned)
     until(lambda: len(provisioner.provisioned) > calls, "and with another class of that name")
-    provisioner.on_provision = script(None)
+    provisioner.play(None)
     rig.bound("data")
     assert {request.parameters.mode for request in provisioner.requests} == {0o700}
 
@@ -102,7 +79,7 @@ def test_background_work_goes_on_with_the_class_it_began_with(rig: Any, until: U
 def test_background_work_survives_the_threshold(rig: Any, until: Until) -> None:
     provisioner = begun_in_background(rig, until, failed_provision_threshold="2")
     until(lambda: len(provisioner.provisioned) >= 4, "more tries than the threshold")
-    provisioner.on_provision = script(None)
+    provisioner.play(None)
     rig.bound("data")
 
 
@@ -123,7 +100,7 @@ def test_background_work_survives_that_the_claim_gets_another_volume(
     by_hand = rig.api.create(PersistentVolume, body)
     try:
         assert rig.bound("data").name == by_hand.name
-        provisioner.on_provision = script(None)
+        provisioner.play(None)
         until(lambda: provisioner.deleted, "the volume that came too late is deleted")
         until(lambda: not rig.volumes(), "its object too")
         assert rig.get_claim("data").spec.volume_name == by_hand.name
@@ -133,30 +110,30 @@ def test_background_work_survives_that_the_claim_gets_another_volume(
 
 def test_a_failure_ends_what_was_in_the_background(rig: Any, until: Until) -> None:
     provisioner = begun_in_background(rig, until)
-    provisioner.on_provision = script(ProvisioningFailed("no"))
+    provisioner.play(ProvisioningFailed("no"))
     rig.wait_event("data", "ProvisioningFailed")
     rig.delete_claim("data")
-    until(lambda: gone(rig, PersistentVolumeClaim, "data", namespace=rig.namespace), "claim gone")
+    until(lambda: rig.claim_is_gone("data"), "claim gone")
     rig.claim("next", provisioner.requests[0].storage_class.name)
-    provisioner.on_provision = script(None)
+    provisioner.play(None)
     rig.bound("next")
     assert [volume.spec.claim_ref.name for volume in rig.volumes()] == ["next"]
 
 
 def test_unchanged_leaves_background_work_in_the_background(rig: Any, until: Until) -> None:
     provisioner = rig.start()
-    provisioner.on_provision = script(ProvisioningInBackground("copying"), Unchanged("no answer"))
+    provisioner.play(ProvisioningInBackground("copying"), Unchanged("no answer"))
     rig.claim("data", rig.storage_class())
     until(lambda: len(provisioner.provisioned) >= 3, "two calls that found out nothing")
     rig.delete_claim("data")
-    until(lambda: gone(rig, PersistentVolumeClaim, "data", namespace=rig.namespace), "claim gone")
-    provisioner.on_provision = script(None)
+    until(lambda: rig.claim_is_gone("data"), "claim gone")
+    provisioner.play(None)
     until(lambda: provisioner.deleted, "what ended after all is deleted")
 
 
 def test_unchanged_on_the_first_call_leaves_nothing_to_ask_for(rig: Any, until: Until) -> None:
     provisioner = rig.start()
-    provisioner.on_provision = script(Unchanged("no answer"))
+    provisioner.play(Unchanged("no answer"))
     rig.claim("data", rig.storage_class())
     until(lambda: provisioner.provisioned, "the first call")
     assert rig.wait_event("data", "ProvisioningInProgress").type == "Normal"
@@ -179,7 +156,7 @@ def test_unchanged_on_the_first_call_leaves_nothing_to_ask_for(rig: Any, until: 
 def test_the_threshold_is_exactly_that_many_tries(rig: Any, until: Until, error: type) -> None:
     """The slow retry of what is infeasible counts like any other."""
     provisioner = rig.start(failed_provision_threshold="3", retry_interval_max="0.2")
-    provisioner.on_provision = script(error("broken"))
+    provisioner.play(error("broken"))
     storage_class = rig.storage_class()
     rig.claim("data", storage_class)
     until(
@@ -192,14 +169,14 @@ def test_the_threshold_is_exactly_that_many_tries(rig: Any, until: Until, error:
     until(lambda: provisioner.provisioned.count("later") == 3, "another claim has its own tries")
     assert provisioner.provisioned.count("data") == 3
     rig.drop(StorageClass, storage_class)
-    provisioner.on_provision = script(None)
+    provisioner.play(None)
     rig.storage_class()
     rig.bound("data")
 
 
 def test_a_claim_that_was_given_up_is_forgotten_with_its_deletion(rig: Any, until: Until) -> None:
     provisioner = rig.start(failed_provision_threshold="1")
-    provisioner.on_provision = script(ProvisioningFailed("broken"))
+    provisioner.play(ProvisioningFailed("broken"))
     rig.claim("data", rig.storage_class())
     until(lambda: rig.events("data", "ProvisioningFailed"), "the user is told")
     registry = provisioner.context.metrics.registry
@@ -207,29 +184,6 @@ def test_a_claim_that_was_given_up_is_forgotten_with_its_deletion(rig: Any, unti
     assert registry.get_sample_value(waiting) == 1
     rig.delete_claim("data")
     until(lambda: registry.get_sample_value(waiting) == 0, "its key is gone")
-
-
-def test_the_threshold_of_deletes_is_exactly_that_many_tries(rig: Any, until: Until) -> None:
-    provisioner = rig.start(failed_delete_threshold="2")
-
-    def refuse(_volume: PersistentVolume) -> None:
-        raise ProvisioningFailed("in repair")
-
-    provisioner.on_delete = refuse
-    rig.claim("data", rig.storage_class())
-    volume = rig.bound("data")
-    rig.delete_claim("data")
-    until(
-        lambda: any("Given up after 2 tries" in e.message for e in rig.events(volume.name)),
-        "the admin is told",
-    )
-    rig.claim("other", provisioner.requests[0].storage_class.name)
-    rig.bound("other")
-    assert provisioner.deleted == [volume.name] * 2
-    provisioner.on_delete = lambda _: None
-    change = {"spec": {"mountOptions": ["noatime"]}}
-    rig.api.patch(PersistentVolume, volume.name, change)
-    until(lambda: gone(rig, PersistentVolume, volume.name), "a change of the volume is a new try")
 
 
 def test_an_error_counts_as_what_it_was_raised_from(rig: Any, until: Until) -> None:
@@ -244,7 +198,7 @@ def test_an_error_counts_as_what_it_was_raised_from(rig: Any, until: Until) -> N
     provisioner.on_provision = wrapped
     rig.claim("data", rig.storage_class())
     until(lambda: provisioner.provisioned, "the call")
-    provisioner.on_provision = script(None)
+    provisioner.play(None)
     rig.claim("other", provisioner.requests[0].storage_class.name)
     rig.bound("other")
     assert provisioner.provisioned == ["data", "other"]
@@ -275,7 +229,7 @@ def test_reschedule_gives_the_claim_back_to_the_scheduler(
 ) -> None:
     provisioner = rig.start()
     full, other = rig.node("-full"), rig.node("-other")
-    provisioner.on_provision = script(Reschedule("no space on the node"), None)
+    provisioner.play(Reschedule("no space on the node"), None)
     rig.claim("data", waiting_class, annotations={ANN_SELECTED_NODE: full})
     until(lambda: unselected(rig), "the node is taken back")
     assert "no space on the node" in rig.wait_event("data", "ProvisioningFailed").message
@@ -301,7 +255,7 @@ def test_background_work_on_a_node_that_is_gone_is_not_left(
     rig: Any, until: Until, waiting_class: str
 ) -> None:
     provisioner = rig.start()
-    provisioner.on_provision = script(ProvisioningInBackground("copying"))
+    provisioner.play(ProvisioningInBackground("copying"))
     node = rig.node()
     rig.claim("data", waiting_class, annotations={ANN_SELECTED_NODE: node})
     until(lambda: provisioner.provisioned, "the first call")
@@ -309,26 +263,19 @@ def test_background_work_on_a_node_that_is_gone_is_not_left(
     calls = len(provisioner.provisioned)
     until(lambda: len(provisioner.provisioned) >= calls + 2, "it is asked again")
     assert not unselected(rig)
-    provisioner.on_provision = script(None)
+    provisioner.play(None)
     rig.bound("data")
 
 
 def test_reschedule_of_a_claim_without_a_node_is_a_failure(rig: Any) -> None:
     provisioner = rig.start()
-    provisioner.on_provision = script(Reschedule("nowhere"), None)
+    provisioner.play(Reschedule("nowhere"), None)
     rig.claim("data", rig.storage_class())
     rig.bound("data")
     assert provisioner.provisioned == ["data"] * 2
 
 
 # -- calls that hang
-
-
-@pytest.fixture
-def release() -> Iterator[threading.Event]:
-    event = threading.Event()
-    yield event
-    event.set()
 
 
 def test_a_call_that_hangs_is_told_counted_never_doubled_and_not_waited_for(
@@ -365,236 +312,12 @@ def test_a_call_that_hangs_is_told_counted_never_doubled_and_not_waited_for(
     assert [e.count for e in rig.events("hangs", "BackendStuck")] == [1]
 
 
-# -- what may be asked for
-
-
-@pytest.mark.parametrize(
-    ("spec", "text"),
-    [
-        ({"volumeMode": "Block"}, "volumeMode Block is not supported"),
-        ({"selector": {"matchLabels": {"a": "b"}}}, "spec.selector is not supported"),
-        ({"accessModes": ["ReadWriteOncePod"]}, "use ReadWriteMany, ReadWriteOnce"),
-        ({"volumeAttributesClassName": "gold"}, "volumeAttributesClassName is not supported"),
-        (
-            {"dataSource": {"kind": "PersistentVolumeClaim", "name": "other"}},
-            "cloning is not supported",
-        ),
-    ],
-)
-def test_what_the_provisioner_cannot_give_is_refused_with_an_event(
-    rig: Any, spec: dict[str, Any], text: str
-) -> None:
-    modes = frozenset({"ReadWriteOnce", "ReadWriteMany"})
-    provisioner = rig.start(declare={"access_modes": modes})
-    rig.claim("data", rig.storage_class(), **spec)
-    event = rig.wait_event("data", "ProvisioningFailed")
-    assert event.type == "Warning"
-    assert text in event.message
-    assert provisioner.provisioned == []
-
-
-def test_block_and_read_write_once_pod_are_given_where_they_are_supported(rig: Any) -> None:
-    rig.start(declare={"supports_block": True})
-    spec = {"volumeMode": "Block", "accessModes": ["ReadWriteOncePod"]}
-    rig.claim("data", rig.storage_class(), **spec)
-    volume = rig.bound("data")
-    assert (volume.spec.volume_mode, volume.spec.access_modes) == ("Block", ("ReadWriteOncePod",))
-
-
-def test_unknown_parameters_are_only_warned_of_where_classes_exist_already(rig: Any) -> None:
-    rig.start(lenient_parameters="true")
-    rig.claim("data", rig.storage_class(parameters={"archiveOnDelete": "true", "mode": "0o700"}))
-    rig.bound("data")
-    event = rig.wait_event("data", "UnknownParameters")
-    assert event.type == "Warning"
-    assert "'archiveOnDelete'" in event.message
-
-
-def test_allowed_topologies_bind_a_volume_that_says_nothing_of_nodes(rig: Any) -> None:
-    rig.start()
-    terms = [
-        {"matchLabelExpressions": [{"key": "topology.kubernetes.io/zone", "values": ["a", "b"]}]},
-        {"matchLabelExpressions": [{"key": "topology.kubernetes.io/zone", "values": ["c"]}]},
-    ]
-    rig.claim("data", rig.storage_class(allowedTopologies=terms))
-    affinity = rig.bound("data").spec.node_affinity
-    assert affinity is not None
-    assert affinity.required is not None
-    found = [term.match_expressions[0] for term in affinity.required.node_selector_terms]
-    assert [(one.operator, one.values) for one in found] == [("In", ("a", "b")), ("In", ("c",))]
-
-
-def test_names_follow_the_template(rig: Any) -> None:
-    template = "${.PVC.namespace}-${.PVC.name}-${.PVC.uid}"
-    provisioner = rig.start(volume_name_template=template)
-    claim = rig.claim("data", rig.storage_class())
-    assert rig.bound("data").name == f"{rig.namespace}-data-{claim.uid}"
-    long_name = "x" * 230
-    rig.claim(long_name, provisioner.requests[0].storage_class.name)
-    event = rig.wait_event(long_name, "ProvisioningFailed")
-    assert "253 are allowed" in event.message
-
-
-def test_other_names_of_a_predecessor_are_answered_to(rig: Any, until: Until) -> None:
-    own = rig.name
-    storage_class = rig.storage_class()
-    rig.name = f"{own}-new"
-    provisioner = rig.start(additional_provisioner_names=own)
-    rig.claim("data", storage_class)
-    volume = rig.bound("data")
-    assert volume.metadata.annotations["pv.kubernetes.io/provisioned-by"] == own
-    rig.delete_claim("data")
-    until(lambda: provisioner.deleted == [volume.name], "its volume is deleted too")
-    until(lambda: gone(rig, PersistentVolume, volume.name), "and its object")
-
-
-def test_a_volume_that_is_deleted_while_it_is_free_goes_and_its_data_stays(
-    rig: Any, until: Until
-) -> None:
-    provisioner = rig.start()
-    rig.claim("data", rig.storage_class())
-    volume = rig.bound("data")
-    rig.api.patch(
-        PersistentVolume, volume.name, {"spec": {"persistentVolumeReclaimPolicy": "Retain"}}
-    )
-    rig.delete_claim("data")
-    until(lambda: rig.api.get(PersistentVolume, volume.name).status.phase == "Released", "released")
-    free = {"spec": {"claimRef": None, "persistentVolumeReclaimPolicy": "Retain"}}
-    rig.api.patch(PersistentVolume, volume.name, free)
-    until(lambda: rig.api.get(PersistentVolume, volume.name).status.phase == "Available", "free")
-    held = {
-        "metadata": {"finalizers": ["external-provisioner.volume.kubernetes.io/finalizer"]},
-        "spec": {"persistentVolumeReclaimPolicy": "Delete"},
-    }
-    rig.api.patch(PersistentVolume, volume.name, held)
-    rig.drop(PersistentVolume, volume.name)
-    until(lambda: gone(rig, PersistentVolume, volume.name), "the object is not held back")
-    assert provisioner.deleted == []
-    assert provisioner.assets() == [volume.name]
-    assert rig.wait_event(volume.name, "AssetKept").type == "Warning"
-
-
-def test_an_author_whose_source_is_a_clone_gets_the_volume(rig: Any, until: Until) -> None:
-    provisioner = rig.start(declare={"supports_clone": True})
-    storage_class = rig.storage_class()
-    rig.claim("original", storage_class)
-    original = rig.bound("original")
-    source = {"kind": "PersistentVolumeClaim", "name": "original"}
-    rig.claim("clone", storage_class, dataSource=source)
-    rig.bound("clone")
-    assert provisioner.requests[-1].source_volume.name == original.name
-    small = {"resources": {"requests": {"storage": "1Mi"}}}
-    rig.claim("small", storage_class, dataSource=source, **small)
-    assert "cannot be smaller" in rig.wait_event("small", "ProvisioningFailed").message
-    missing = {"kind": "PersistentVolumeClaim", "name": "missing"}
-    rig.claim("early", storage_class, dataSource=missing)
-    text = "the source claim missing does not exist"
-    assert text in rig.wait_event("early", "ProvisioningFailed").message
-    rig.claim("missing", storage_class)
-    rig.bound("early")
-
-
-def test_the_source_of_a_clone_is_not_deleted_under_it(
-    rig: Any, until: Until, release: threading.Event
-) -> None:
-    provisioner = rig.start(declare={"supports_clone": True})
-    storage_class = rig.storage_class()
-    rig.claim("original", storage_class)
-    original = rig.bound("original")
-    copying = threading.Event()
-
-    def copy(request: Any) -> ProvisionedVolume | None:
-        copying.set()
-        release.wait(60)
-        return None
-
-    provisioner.on_provision = copy
-    source = {"kind": "PersistentVolumeClaim", "name": "original"}
-    rig.claim("clone", storage_class, dataSource=source)
-    assert copying.wait(60)
-    rig.delete_claim("original")
-    rig.wait_event(original.name, "VolumeInUse")
-    assert provisioner.deleted == []
-    release.set()
-    rig.bound("clone")
-    until(lambda: provisioner.deleted == [original.name], "then it is deleted")
-
-
-def test_a_volume_from_another_source_is_left_to_a_populator(rig: Any) -> None:
-    provisioner = rig.start()
-    storage_class = rig.storage_class()
-    source = {"apiGroup": "example.com", "kind": "Backup", "name": "monday"}
-    rig.claim("data", storage_class, dataSourceRef=source)
-    event = rig.wait_event("data", "LeftToPopulator")
-    assert (event.type, event.count) == ("Normal", 1)
-    assert "Backup.example.com" in event.message
-    rig.claim("plain", storage_class)
-    rig.bound("plain")
-    assert provisioner.provisioned == ["plain"]
-
-
-def test_the_source_of_a_clone_in_the_background_is_not_deleted(rig: Any, until: Until) -> None:
-    provisioner = rig.start(declare={"supports_clone": True})
-    storage_class = rig.storage_class()
-    rig.claim("original", storage_class)
-    original = rig.bound("original")
-    provisioner.on_provision = script(ProvisioningInBackground("copying"), Unchanged("no answer"))
-    source = {"kind": "PersistentVolumeClaim", "name": "original"}
-    rig.claim("clone", storage_class, dataSource=source)
-    until(lambda: provisioner.provisioned.count("clone") >= 2, "it is asked again")
-    rig.delete_claim("original")
-    rig.wait_event(original.name, "VolumeInUse")
-    assert provisioner.deleted == []
-    provisioner.on_provision = script(None)
-    rig.bound("clone")
-    until(lambda: provisioner.deleted == [original.name], "then it is deleted")
-
-
-def test_a_volume_in_use_does_not_use_up_the_tries_to_delete_it(rig: Any, until: Until) -> None:
-    provisioner = rig.start(failed_delete_threshold="2", retry_interval_max="0.2")
-    errors: list[Exception] = [VolumeInUse("mounted")] * 4 + [ProvisioningFailed("in repair")]
-
-    def play(_volume: PersistentVolume) -> None:
-        if errors:
-            raise errors.pop(0)
-
-    provisioner.on_delete = play
-    rig.claim("data", rig.storage_class())
-    volume = rig.bound("data")
-    rig.delete_claim("data")
-    until(lambda: gone(rig, PersistentVolume, volume.name), "one failure is not two")
-
-
 def test_work_in_the_background_does_not_use_up_the_tries(rig: Any) -> None:
     provisioner = rig.start(failed_provision_threshold="2", retry_interval_max="0.2")
     busy = ProvisioningInBackground("copying")
-    provisioner.on_provision = script(busy, busy, busy, ProvisioningFailed("once"), None)
+    provisioner.play(busy, busy, busy, ProvisioningFailed("once"), None)
     rig.claim("data", rig.storage_class())
     rig.bound("data")
-
-
-def test_a_released_volume_that_an_admin_gives_to_another_claim_is_kept(
-    rig: Any, until: Until
-) -> None:
-    provisioner = rig.start(retry_interval_max="0.2")
-
-    def in_use(_volume: PersistentVolume) -> None:
-        raise VolumeInUse("an admin looks at it")
-
-    provisioner.on_delete = in_use
-    storage_class = rig.storage_class()
-    rig.claim("data", storage_class)
-    volume = rig.bound("data")
-    rig.delete_claim("data")
-    rig.wait_event(volume.name, "VolumeInUse")
-    reference = {"namespace": rig.namespace, "name": "rescue", "uid": None, "resourceVersion": None}
-    rig.api.patch(PersistentVolume, volume.name, {"spec": {"claimRef": reference}})
-    seen: list[Any] = []
-    provisioner.on_delete = lambda found: seen.append(found.spec.claim_ref)
-    rig.claim("rescue", storage_class, volumeName=volume.name)
-    assert rig.bound("rescue").name == volume.name
-    assert all(reference.name == "data" for reference in seen)
-    assert volume.name in provisioner.assets() or seen
 
 
 @pytest.mark.parametrize("resource", ["persistentvolumes", "persistentvolumeclaims"])
@@ -607,7 +330,7 @@ def test_a_conflict_that_says_nothing_of_the_object_is_tried_again(
     node = rig.node()
     if resource == "persistentvolumeclaims":
         rule = proxy.on("patch", resource, times=1).fail(409)
-        provisioner.on_provision = script(Reschedule("full"))
+        provisioner.play(Reschedule("full"))
         rig.claim("data", waiting_class, annotations={ANN_SELECTED_NODE: node})
         until(lambda: unselected(rig), "the node is taken back")
     else:
@@ -615,7 +338,7 @@ def test_a_conflict_that_says_nothing_of_the_object_is_tried_again(
         volume = rig.bound("data")
         rule = proxy.on("patch", resource, times=1).fail(409)
         rig.delete_claim("data")
-        until(lambda: gone(rig, PersistentVolume, volume.name), "the finalizer is removed")
+        until(lambda: rig.is_gone(PersistentVolume, volume.name), "the finalizer is removed")
     assert rule.applied == 1
 
 
