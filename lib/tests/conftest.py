@@ -63,7 +63,7 @@ class Folders(Provisioner[FolderSettings, FolderParameters]):
         self.discarded: list[str] = []
         self.reconciled: list[int] = []
         self.keeps_records = False
-        self.trouble: str | None = None
+        self.problem: str | None = None
 
     def provision(self, request: ProvisionRequest[FolderParameters]) -> ProvisionedVolume:
         self.requests.append(request)
@@ -83,9 +83,9 @@ class Folders(Provisioner[FolderSettings, FolderParameters]):
 
     def discard(self, record: AssetRecord) -> None:
         assert self.records is not None
-        self.discarded.append(record.name)
         shutil.rmtree(self.settings.root / record.name, ignore_errors=True)
         self.records.forget(record.name)
+        self.discarded.append(record.name)
 
     def reconcile(self, volumes: Sequence[PersistentVolume]) -> None:
         self.reconciled.append(len(volumes))
@@ -98,7 +98,7 @@ class Folders(Provisioner[FolderSettings, FolderParameters]):
             self.records.forget(volume.name)
 
     def check(self) -> str | None:
-        return self.trouble
+        return self.problem
 
     def play(self, *outcomes: BaseException | None) -> None:
         """One outcome for each call of ``provision``; the last one for all that follow."""

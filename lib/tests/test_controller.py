@@ -327,12 +327,12 @@ def test_while_the_backend_says_no_claims_wait_and_an_event_says_why(
 ) -> None:
     monkeypatch.setattr("external_storage.provisioning.PAUSE_S", 0.1)
     provisioner = rig.start()
-    provisioner.trouble = "the array is rebooting"
+    provisioner.problem = "the array is rebooting"
     rig.claim("data", rig.storage_class())
     event = rig.wait_event("data", "ProvisioningPaused")
     assert "the array is rebooting" in event.message
     assert provisioner.provisioned == []
-    provisioner.trouble = None
+    provisioner.problem = None
     rig.bound("data")
 
 

@@ -43,6 +43,17 @@ def test_after_a_restart_it_begins_above_the_highest_in_use() -> None:
     assert allocator.allocate("a") == 2003
 
 
+def test_an_asset_takes_the_gid_that_it_has_unless_another_has_it() -> None:
+    allocator = GidAllocator()
+    assert allocator.allocate("a") == 2000
+    assert not allocator.take("b", 2000)
+    assert allocator.take("b", 2005)
+    assert allocator.take("b", 2005)
+    assert allocator.take("b", 2006)
+    assert allocator.take("c", 2005)
+    assert len(allocator) == 3
+
+
 def test_several_classes_share_one_table() -> None:
     allocator = GidAllocator()
     got = [allocator.allocate(f"a{n}", minimum=3000, maximum=3004) for n in range(3)]

@@ -266,6 +266,20 @@ def test_readiness_follows_the_data_path_alone_where_there_is_one(idle: list[str
         assert "[-] sync: waiting" in get(port, "/healthz?verbose")[1]
 
 
+def test_trouble_of_a_part_of_the_back_end_is_shown_and_no_reason_for_a_restart(
+    idle: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port, found = free_port(), list[str]()
+    monkeypatch.setattr(Idle, "trouble", lambda _self: "; ".join(found) or None)
+    with running(WithDataPath, port=port):
+        assert "[+] backend-parts" in get(port, "/healthz?verbose")[1]
+        found.append("the second array is away")
+        code, text = get(port, "/healthz?verbose")
+        assert code == 200
+        assert "[-] backend-parts: the second array is away" in text
+        assert get(port, "/readyz") == (200, "ok\n")
+
+
 def test_the_metrics_are_served(idle: list[str]) -> None:
     port = free_port()
     with running(Idle, port=port):

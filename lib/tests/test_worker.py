@@ -226,7 +226,7 @@ def test_calls_of_threads_come_one_after_another(process: WorkerProcess) -> None
 
 def test_a_call_whose_turn_never_comes_kills_nobody(process: WorkerProcess) -> None:
     pid = process.call(os.getpid, timeout_s=LONG_S)
-    with process._turn, pytest.raises(WorkerTimeout, match="no turn"):
+    with process._turn, pytest.raises(worker.NoTurn, match="no turn"):
         process.call(os.getpid, timeout_s=0.05)
     assert process.call(os.getpid, timeout_s=LONG_S) == pid
 

@@ -12,10 +12,12 @@ In reading order:
 - **AssetRecords** keep what was begun in the backend outside of it, for what a crash leaves behind.
 - **Informer**, **Lister**, **WorkQueue**, **Workers**, **EventRecorder** and **Lease** are for work
   that no claim drives: what the library itself is made of.
+- An **Agent** is a program that no claim drives, made of these and run like a provisioner.
 - A **Manager** holds the parts of a running program together, for those who embed one.
 """
 
-from external_storage.assets import AssetRecord, AssetRecords, AssetState, DamagedRecord
+from external_storage.agent import Agent, AgentContext
+from external_storage.assets import AssetRecord, AssetRecords, AssetState, DamagedRecord, Records
 from external_storage.deadline import Deadline
 from external_storage.durable import replace_file, sync_directory
 from external_storage.errors import (
@@ -51,10 +53,12 @@ from external_storage.provisioner import (
     Provisioner,
     ProvisionRequest,
 )
-from external_storage.settings import Settings
+from external_storage.settings import ProgramSettings, Settings
 from external_storage.workqueue import Backoff, Workers, WorkQueue
 
 __all__ = [
+    "Agent",
+    "AgentContext",
     "AssetRecord",
     "AssetRecords",
     "AssetState",
@@ -79,12 +83,14 @@ __all__ = [
     "PersistentVolume",
     "PersistentVolumeClaim",
     "Problems",
+    "ProgramSettings",
     "ProvisionRequest",
     "ProvisionedVolume",
     "Provisioner",
     "ProvisionerError",
     "ProvisioningFailed",
     "ProvisioningInBackground",
+    "Records",
     "Reschedule",
     "Seconds",
     "Service",

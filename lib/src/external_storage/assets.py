@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
@@ -63,6 +63,52 @@ class DamagedRecord(Exception):
     """A record file that cannot be read as one; it is left where it is."""
 
 
+class RecordFiles(Protocol):
+    """Where records are kept: one small file for each name. All of it may raise OSError."""
+
+    def read(self, name: str) -> bytes | None:
+        """What is in the file; None without one."""
+
+    def write(self, name: str, data: bytes) -> None:
+        """Make the file hold ``data``: on disk when it returns, and never a part of it."""
+
+    def unlink(self, name: str) -> None:
+        """Remove the file, for good when it returns; a missing one is a success."""
+
+    def names(self) -> list[str]:
+        """Of all files, sorted."""
+
+    def place(self, name: str) -> str:
+        """Where the file is, for people."""
+
+
+class Records(Protocol):
+    """What the library, and a provisioner, asks of its records: see ``AssetRecords``."""
+
+    def begin(
+        self,
+        name: str,
+        *,
+        claim: PersistentVolumeClaim,
+        owner: str = "",
+        details: dict[str, Any] | None = None,
+    ) -> AssetRecord: ...
+
+    def publish(self, name: str) -> None: ...
+
+    def forget(self, name: str) -> None: ...
+
+    def get(self, name: str) -> AssetRecord | None: ...
+
+    def all(self) -> list[AssetRecord]: ...
+
+    def unfinished(self, claim_uid: str) -> AssetRecord | None: ...
+
+    def unfinished_claims(self) -> list[str]: ...
+
+    def read_again(self) -> None: ...
+
+
 class AssetRecords:
     """The records in one directory; every change is on disk when the method returns.
 
@@ -70,25 +116,26 @@ class AssetRecords:
     its claim and forgotten by the work on its volume.
     """
 
-    def __init__(self, directory: Path) -> None:
-        """``directory`` is made if missing, readable by us alone."""
-        self._directory = directory
-        self._staging = directory.with_name(directory.name + ".tmp")
+    def __init__(self, files: Path | RecordFiles) -> None:
+        """``files``: the directory, made if missing and readable by us alone; or what keeps them
+        elsewhere."""
+        self._files = LocalRecordFiles(files) if isinstance(files, Path) else files
         self._lock = threading.Lock()
-        for path in (directory, self._staging):
-            _make(path)
-        self._sweep()
+        """Held during a change, which may take as long as the disk does; nobody reads under it."""
         self._unfinished: dict[str, str] = {}
-        self.read_again()
+        self._index()
 
     def read_again(self) -> None:
         """Find what another replica, which worked in this directory until now, has left there."""
         with self._lock:
-            self._unfinished = {
-                record.claim_uid: record.name
-                for record in self.all()
-                if record.state is AssetState.PROVISIONING
-            }
+            self._index()
+
+    def _index(self) -> None:
+        self._unfinished = {
+            record.claim_uid: record.name
+            for record in self.all()
+            if record.state is AssetState.PROVISIONING
+        }
 
     def begin(
         self,
@@ -124,8 +171,7 @@ class AssetRecords:
 
     def unfinished_claims(self) -> list[str]:
         """The UIDs of the claims that ``unfinished`` has a record for."""
-        with self._lock:
-            return list(self._unfinished)
+        return list(self._unfinished)
 
     def publish(self, name: str) -> None:
         """The volume has been saved; no effect without a record or when it is published already."""
@@ -138,33 +184,30 @@ class AssetRecords:
 
     def get(self, name: str) -> AssetRecord | None:
         """The record of ``name``; ``DamagedRecord`` if its file cannot be read as one."""
-        path = self._path(name)
-        try:
-            data = path.read_bytes()
-        except FileNotFoundError:
+        data = self._files.read(_checked(name))
+        if data is None:
             return None
         try:
             record: AssetRecord = _decode(data)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise DamagedRecord(f"{path}: {error}") from error
+            raise DamagedRecord(f"{self._files.place(name)}: {error}") from error
         if record.name != name:
-            raise DamagedRecord(f"{path}: is the record of {record.name!r}")
+            raise DamagedRecord(f"{self._files.place(name)}: is the record of {record.name!r}")
         return record
 
     def forget(self, name: str) -> None:
         """The asset is gone; a missing record is a success."""
         with self._lock:
-            self._path(name).unlink(missing_ok=True)
-            sync_directory(self._directory)
+            self._files.unlink(_checked(name))
             for claim_uid in [uid for uid, n in self._unfinished.items() if n == name]:
                 self._finish(claim_uid, name)
 
     def all(self) -> list[AssetRecord]:
         """Every readable record, by name; a damaged one is logged and left alone."""
         records = []
-        for path in sorted(self._directory.glob(f"*{_SUFFIX}")):
+        for name in self._files.names():
             try:
-                record = self.get(path.name.removesuffix(_SUFFIX))
+                record = self.get(name)
             except (DamagedRecord, ValueError) as error:
                 log.error("asset record cannot be read", error=str(error))
                 continue
@@ -183,6 +226,51 @@ class AssetRecords:
             and known.state is AssetState.PUBLISHED
         )
 
+    def _finish(self, claim_uid: str, name: str) -> None:
+        if self._unfinished.get(claim_uid) == name:
+            del self._unfinished[claim_uid]
+
+    def _write(self, record: AssetRecord) -> None:
+        self._files.write(_checked(record.name), msgspec.json.encode(record))
+
+
+class LocalRecordFiles:
+    """Record files in a directory of ours, on a disk that does not hang."""
+
+    def __init__(self, directory: Path) -> None:
+        """``directory`` is made if missing, readable by us alone."""
+        self._directory = directory
+        # Beside the directory: whoever lists it never meets half a record.
+        self._staging = directory.with_name(directory.name + ".tmp")
+        for path in (directory, self._staging):
+            _make(path)
+        self._sweep()
+
+    def read(self, name: str) -> bytes | None:
+        try:
+            return self._path(name).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def write(self, name: str, data: bytes) -> None:
+        path = self._path(name)
+        replace_file(path, data, staging=self._staging / path.name)
+
+    def unlink(self, name: str) -> None:
+        self._path(name).unlink(missing_ok=True)
+        sync_directory(self._directory)
+
+    def names(self) -> list[str]:
+        return sorted(
+            path.name.removesuffix(_SUFFIX) for path in self._directory.glob(f"*{_SUFFIX}")
+        )
+
+    def place(self, name: str) -> str:
+        return str(self._path(name))
+
+    def _path(self, name: str) -> Path:
+        return self._directory / f"{name}{_SUFFIX}"
+
     def _sweep(self) -> None:
         """Remove what a crash left half written, unless somebody else is at work here: then it may
         be theirs, and whoever comes when all are gone removes it."""
@@ -199,19 +287,11 @@ class AssetRecords:
         with suppress(OSError):
             fcntl.flock(lock, fcntl.LOCK_SH)
 
-    def _finish(self, claim_uid: str, name: str) -> None:
-        if self._unfinished.get(claim_uid) == name:
-            del self._unfinished[claim_uid]
 
-    def _path(self, name: str) -> Path:
-        if not _NAME.fullmatch(name):
-            raise ValueError(f"{name!r} is not a volume name of at most 250 characters")
-        return self._directory / f"{name}{_SUFFIX}"
-
-    def _write(self, record: AssetRecord) -> None:
-        path = self._path(record.name)
-        # Staged beside the directory: whoever lists it never meets half a record.
-        replace_file(path, msgspec.json.encode(record), staging=self._staging / path.name)
+def _checked(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"{name!r} is not a volume name of at most 250 characters")
+    return name
 
 
 def _make(directory: Path) -> None:

@@ -16,16 +16,15 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import secrets
 import stat
 import unicodedata
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
-from external_storage import mountinfo
 from external_storage.durable import sync_directory
+from external_storage.removal import Removal, Stopped
 
 Relative = str | tuple[str, ...]
 """A path below the base: text with ``/`` between the segments, or the segments."""
@@ -33,9 +32,6 @@ Relative = str | tuple[str, ...]
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _MAX_SEGMENT_BYTES = 255
 _MAX_PATH_BYTES = 4096
-# Of a tree that is removed: two descriptors and a few stack frames for each level.
-_MAX_DEPTH = 32
-_MAX_PASSES = 100
 _RENAME_NOREPLACE = 1
 
 
@@ -217,25 +213,34 @@ class Confined:
             sync_directory(new_parent)
             sync_directory(old_parent)
 
-    def remove_tree(self, relative: Relative, *, stop: Callable[[], bool] | None = None) -> bool:
+    def remove_tree(
+        self,
+        relative: Relative,
+        *,
+        stop: Callable[[], bool] | None = None,
+        failures: list[OSError] | None = None,
+    ) -> bool:
         """Remove what is there with all that is in it; True when it is gone, and when it was.
 
         Links are removed, never followed. ``stop`` is asked before each entry: once it says True
         the rest stays and False is returned; call again to go on. Raises OSError EXDEV that names a
         mount point in the tree, nothing in that is touched; ENOTEMPTY if somebody keeps writing.
+
+        With a list for ``failures`` all that can be removed is: what cannot is told there instead
+        of raised, the first 100, each with its path as ``filename``, and False returned.
         """
         parts = check(relative)
         try:
             with self._parent(parts) as (parent, name):
+                removal = Removal(self.fileno(), stop, failures)
                 try:
-                    _Removal(self.fileno(), stop).remove(name, parent, path="/".join(parts))
+                    return removal.remove(name, parent, path="/".join(parts))
                 finally:
                     sync_directory(parent)
         except FileNotFoundError:
             return True  # one of the parents is not there
-        except _Stopped:
+        except Stopped:
             return False
-        return True
 
     def remove_empty_parents(self, relative: Relative) -> None:
         """Remove the directories above ``relative``, from the lowest up, as long as they are empty.
@@ -318,83 +323,3 @@ def _renameat2(old: str, old_parent: int, new: str, new_parent: int) -> None:
     if call(old_parent, names[0], new_parent, names[1], ctypes.c_uint(_RENAME_NOREPLACE)):
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
-
-
-class _Stopped(Exception):
-    """``stop`` said so."""
-
-
-class _Removal:
-    """One removal of a tree; ``shutil.rmtree`` crosses mounts and fails on 1000 levels."""
-
-    def __init__(self, base: int, stop: Callable[[], bool] | None) -> None:
-        self._place = _place(base)
-        self._stop = stop
-        self._top: int | None = None
-        self._hoisted = 0
-
-    def remove(self, name: str, parent: int, *, path: str, depth: int = 0) -> None:
-        if self._stop is not None and self._stop():
-            raise _Stopped
-        with _naming(path):
-            try:
-                os.unlink(name, dir_fd=parent)
-                return
-            except FileNotFoundError:
-                return
-            except IsADirectoryError:
-                pass
-            if depth > _MAX_DEPTH:
-                self._hoist(name, parent)
-                return
-            try:
-                directory = os.open(name, _DIRECTORY, dir_fd=parent)
-            except FileNotFoundError:
-                return
-        try:
-            if depth == 0:
-                self._top = directory
-            if _place(directory) != self._place:
-                raise OSError(errno.EXDEV, "another file system is mounted here, not removed", path)
-            self._empty(directory, path=path, depth=depth)
-        finally:
-            os.close(directory)
-        with _naming(path), suppress(FileNotFoundError):
-            os.rmdir(name, dir_fd=parent)
-
-    def _empty(self, directory: int, *, path: str, depth: int) -> None:
-        """Go through it until nothing is found: a listing may miss what changed meanwhile."""
-        passes = 0
-        while passes < _MAX_PASSES:
-            found, hoisted = False, self._hoisted
-            with os.scandir(directory) as entries:
-                for entry in entries:
-                    found = True
-                    below = f"{path}/{entry.name}"
-                    self.remove(entry.name, directory, path=below, depth=depth + 1)
-            if not found:
-                return
-            passes += self._hoisted == hoisted
-        raise OSError(errno.ENOTEMPTY, "somebody keeps writing to it", path)
-
-    def _hoist(self, name: str, parent: int) -> None:
-        """Too deep for our descriptors: move it up to the top, to be removed from there."""
-        assert self._top is not None
-        target = f".removing-{secrets.token_hex(8)}"
-        with suppress(FileNotFoundError):
-            os.rename(name, target, src_dir_fd=parent, dst_dir_fd=self._top)
-        self._hoisted += 1
-
-
-def _place(directory: int) -> tuple[int, int]:
-    # The mount tells a bind mount of the same device, the device a btrfs subvolume.
-    return mountinfo.mount_id(directory), os.fstat(directory).st_dev
-
-
-@contextmanager
-def _naming(path: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        error.filename, error.filename2 = path, None
-        raise

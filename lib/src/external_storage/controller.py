@@ -28,7 +28,7 @@ from external_storage.metrics import Metrics
 from external_storage.own_node import OwnNode
 from external_storage.persistent_volume import is_ours
 from external_storage.provision_request import RequestBuilder
-from external_storage.provisioner import Provisioner, works_alone
+from external_storage.provisioner import Provisioner, VolumeHandler, works_alone
 from external_storage.provisioning import ClaimWork
 from external_storage.reconciler import Reconciler
 from external_storage.settings import Settings
@@ -275,6 +275,10 @@ class ProvisionController:
     def reconcile_soon(self) -> None:
         """Have the author's ``reconcile`` called as soon as may be."""
         self._reconciler.soon()
+
+    def watch_volumes(self, handler: VolumeHandler) -> None:
+        """Tell ``handler`` of each change of a volume; before ``start`` this is all of them."""
+        self._volumes.add_handler(lambda change: handler(change.old, change.new))
 
     # -- health
 

@@ -122,6 +122,17 @@ class GidAllocator:
                 self.release(key)
             raise
 
+    def take(self, key: str, gid: int) -> bool:
+        """Give ``key`` this very gid, which its asset has already; False if another key has it."""
+        with self._lock:
+            if self._gids.get(key) == gid:
+                return True
+            if gid in self._holders:
+                return False
+            self._drop(key)
+            self._put(key, gid)
+            return True
+
     def release(self, key: str) -> None:
         """Give back the gid of ``key``, once its asset is gone; none is fine."""
         with self._lock:

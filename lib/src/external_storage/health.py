@@ -4,6 +4,7 @@
   every client that is reading and writing.
 - ``/healthz`` fails only when a restart of the pod is what helps. Everything else that is wrong is
   told by ``/healthz?verbose``.
+- An agent may add JSON documents of its own.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ log = get_logger(__name__)
 
 Check = Callable[[], str | None]
 """None when all is well, else what is wrong."""
+
+_Page = tuple[Callable[[], bytes], str]  # its content, and the type of that
+_METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,9 +49,13 @@ class HealthServer:
         *,
         metrics: Callable[[], bytes],
         metrics_path: str = "/metrics",
+        pages: Mapping[str, Callable[[], bytes]] | None = None,
     ) -> None:
-        """Binds at once: ``OSError`` if the address cannot be had. Port 0 takes a free one."""
-        handler = _handler(health, metrics, metrics_path)
+        """Binds at once: ``OSError`` if the address cannot be had. Port 0 takes a free one.
+
+        ``pages``: JSON documents by path.
+        """
+        handler = _handler(health, {metrics_path: (metrics, _METRICS_TYPE)} | _json(pages or {}))
         self._server = _server(address, handler)
         self.port: int = self._server.server_address[1]
         self._thread = threading.Thread(
@@ -113,9 +121,11 @@ def _ask(check: Check) -> str | None:
         return f"check failed: {error}"
 
 
-def _handler(
-    health: Health, metrics: Callable[[], bytes], metrics_path: str
-) -> type[BaseHTTPRequestHandler]:
+def _json(pages: Mapping[str, Callable[[], bytes]]) -> dict[str, _Page]:
+    return {path: (render, "application/json") for path, render in pages.items()}
+
+
+def _handler(health: Health, pages: Mapping[str, _Page]) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
         timeout = 10.0
@@ -127,19 +137,20 @@ def _handler(
                 self._checks(health.alive, {**health.ready, **health.notes}, verbose=verbose)
             elif url.path == "/readyz":
                 self._checks(health.ready, {}, verbose=verbose)
-            elif url.path == metrics_path:
-                self._metrics()
+            elif url.path in pages:
+                self._page(url.path)
             else:
                 self._answer(404, b"not found\n")
 
-        def _metrics(self) -> None:
+        def _page(self, path: str) -> None:
+            render, kind = pages[path]
             try:
-                body = metrics()
+                body = render()
             except Exception:
-                log.exception("the metrics cannot be read")
-                self._answer(500, b"the metrics cannot be read; see the log\n")
+                log.exception("a page cannot be made", path=path)
+                self._answer(500, f"{path} cannot be read; see the log\n".encode())
                 return
-            self._answer(200, body, "text/plain; version=0.0.4; charset=utf-8")
+            self._answer(200, body, kind)
 
         def _checks(
             self, decisive: Mapping[str, Check], other: Mapping[str, Check], *, verbose: bool

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import Enum
 from types import FrameType
 from typing import Any, NoReturn, Self
@@ -15,6 +15,7 @@ from click.core import ParameterSource
 from prometheus_client import disable_created_metrics
 
 from external_storage import logs
+from external_storage.agent import Agent
 from external_storage.errors import CannotStart
 from external_storage.fields import FieldInfo, Problems
 from external_storage.kube import auth
@@ -22,7 +23,7 @@ from external_storage.kube.errors import ConfigError
 from external_storage.logs import get_logger
 from external_storage.manager import Manager
 from external_storage.provisioner import Provisioner
-from external_storage.settings import Settings
+from external_storage.settings import ProgramSettings, Settings
 
 log = get_logger(__name__)
 
@@ -31,23 +32,27 @@ EXIT_FAILED = 1
 EXIT_USAGE = 2
 
 
+Program = type[Provisioner[Any, Any]] | type[Agent[Any]]
+
+
 def run(
-    provisioner_type: type[Provisioner[Any, Any]],
+    program_type: Program,
     *,
     name: str,
     argv: Sequence[str] | None = None,
 ) -> NoReturn:
-    """Run a provisioner until SIGTERM or SIGINT, then drain its work and exit the process.
+    """Run a provisioner or an agent until SIGTERM or SIGINT, then drain its work and exit.
 
     Args:
-        provisioner_type: the author's class; its settings become flags and environment variables.
-        name: the provisioner name, unless ``--provisioner-name`` gives another one.
+        program_type: the author's class; its settings become flags and environment variables.
+        name: the provisioner name, unless ``--provisioner-name`` gives another one; the name of an
+            agent.
         argv: arguments without the program's name; the process's own by default.
 
     Exit codes: 0 after a clean stop, 1 when something failed, 2 when settings are wrong (all of
     what is wrong is listed).
     """
-    command = build_command(provisioner_type, name=name)
+    command = build_command(program_type, name=name)
     try:
         result = command.main(args=argv, standalone_mode=False)
     except click.ClickException as error:
@@ -58,13 +63,13 @@ def run(
     sys.exit(result if isinstance(result, int) else EXIT_OK)
 
 
-def build_command(provisioner_type: type[Provisioner[Any, Any]], *, name: str) -> click.Command:
-    """The click command of a provisioner; its options are the fields of its settings."""
-    settings_type = provisioner_type.settings_type
+def build_command(program_type: Program, *, name: str) -> click.Command:
+    """The click command of a program; its options are the fields of its settings."""
+    settings_type = program_type.settings_type
 
     @click.pass_context
     def callback(context: click.Context, /, **given: str | None) -> int:
-        texts = {"provisioner_name": name}
+        texts = {} if issubclass(program_type, Agent) else {"provisioner_name": name}
         texts |= {key: value for key, value in given.items() if value is not None}
         from_environment = {
             info.name: info.env
@@ -72,19 +77,21 @@ def build_command(provisioner_type: type[Provisioner[Any, Any]], *, name: str) -
             if context.get_parameter_source(info.name) is ParameterSource.ENVIRONMENT
         }
         try:
-            settings = settings_type.from_texts(texts, called=from_environment)
+            settings: Any = settings_type.from_texts(texts, called=from_environment)
         except Problems as error:
             for problem in error.problems:
                 click.echo(f"error: {problem}", err=True)
             return EXIT_USAGE
         logs.configure(level=settings.log_level, format=settings.log_format)
-        return serve(provisioner_type, settings)
+        if issubclass(program_type, Agent):
+            return serve_agent(program_type, settings, name)
+        return serve(program_type, settings)
 
     return click.Command(
         name=None,
         callback=callback,
         params=[_option(info, name) for info in settings_type.fields()],
-        help=provisioner_type.__doc__,
+        help=program_type.__doc__,
         context_settings={"help_option_names": ["-h", "--help"]},
         epilog="In brackets: the environment variable and the default.",
     )
@@ -92,13 +99,30 @@ def build_command(provisioner_type: type[Provisioner[Any, Any]], *, name: str) -
 
 def serve(provisioner_type: type[Provisioner[Any, Any]], settings: Settings) -> int:
     """Run with checked settings until a signal comes; returns the exit code."""
+    return _serve(
+        lambda config: Manager.for_provisioner(provisioner_type, settings, config),
+        settings,
+        name=settings.provisioner_name,
+    )
+
+
+def serve_agent(agent_type: type[Agent[Any]], settings: ProgramSettings, name: str) -> int:
+    """As ``serve``."""
+    return _serve(
+        lambda config: Manager.for_agent(agent_type, settings, config, name), settings, name=name
+    )
+
+
+def _serve(
+    build: Callable[[auth.ClientConfig], Manager], settings: ProgramSettings, *, name: str
+) -> int:
     # One more series for each counter and bucket, which nobody looks at.
     disable_created_metrics()  # type: ignore[no-untyped-call]
     with _Signals() as signals:
         try:
             config = auth.load(kubeconfig=settings.kubeconfig, master=settings.master)
-            manager = Manager.for_provisioner(provisioner_type, settings, config)
-            log.info("starting", provisioner=settings.provisioner_name, server=config.server)
+            manager = build(config)
+            log.info("starting", provisioner=name, server=config.server)
             manager.start()
         except (CannotStart, ConfigError, OSError) as error:
             log.error("cannot start", error=str(error))

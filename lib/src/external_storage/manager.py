@@ -5,10 +5,11 @@ from __future__ import annotations
 import socket
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
+from external_storage.agent import Agent, AgentContext
 from external_storage.controller import ProvisionController
 from external_storage.errors import CannotStart
 from external_storage.events import EventRecorder
@@ -20,7 +21,7 @@ from external_storage.leader import Lease, lease_name
 from external_storage.logs import get_logger
 from external_storage.metrics import Metrics
 from external_storage.provisioner import Context, Provisioner
-from external_storage.settings import Settings
+from external_storage.settings import ProgramSettings, Settings
 
 log = get_logger(__name__)
 
@@ -64,23 +65,23 @@ class Manager:
         manager = cls(stop_timeout_s=settings.shutdown_timeout)
         metrics = Metrics()
         throttle = _throttle(settings)
-        client = _client(config, settings, metrics, pause=throttle.wait if throttle else None)
-        events = EventRecorder(
-            client, settings.provisioner_name, on_drop=metrics.events_dropped.inc
-        )
+        name = settings.provisioner_name
+        client = _client(config, name, metrics, throttle)
+        events = EventRecorder(client, name, on_drop=metrics.events_dropped.inc)
         controllers: list[ProvisionController] = []
         context = Context(
-            name=settings.provisioner_name,
+            name=name,
             namespace=config.namespace,
             client=client,
             events=events,
             metrics=metrics,
             reconcile_soon=lambda: controllers[0].reconcile_soon(),
+            watch_volumes=lambda handler: controllers[0].watch_volumes(handler),
             add_part=manager.add,
         )
         provisioner = provisioner_type(settings, context)
         # Its own: work that waits for its turn, or for an answer, must not make the lease late.
-        lease_client = _client(config, settings, metrics)
+        lease_client = _client(config, name, metrics)
         lease = _lease(lease_client, settings, events, controllers)
         controller = ProvisionController(
             client,
@@ -99,10 +100,38 @@ class Manager:
             metrics.gauge("external_storage_leader", "1 while this replica leads", lease.is_held)
             manager._add_lease(lease, lease_client, controller)
         manager.add("controller", controller.start, controller.stop)
+        manager._add_throttle(throttle)
+        return manager
+
+    @classmethod
+    def for_agent(
+        cls,
+        agent_type: type[Agent[Any]],
+        settings: ProgramSettings,
+        config: ClientConfig,
+        name: str,
+    ) -> Self:
+        """An agent with its client, events, health and metrics. ``CannotStart`` as above."""
+        manager = cls(stop_timeout_s=settings.shutdown_timeout)
+        metrics = Metrics()
+        throttle = _throttle(settings)
+        client = _client(config, name, metrics, throttle)
+        events = EventRecorder(client, name, on_drop=metrics.events_dropped.inc)
+        context = AgentContext(
+            name=name, namespace=config.namespace, client=client, events=events, metrics=metrics
+        )
+        agent = agent_type(settings, context)
+        manager._add_health(settings, agent.health(), metrics, agent.pages())
+        manager.add("client", _nothing, lambda _: client.close())
+        manager._add_events(events)
+        manager.add("agent", agent.start, agent.stop)
+        manager._add_throttle(throttle)
+        return manager
+
+    def _add_throttle(self, throttle: Throttle | None) -> None:
         if throttle is not None:
             # Stopped first: whoever waits for a turn would hold up the end.
-            manager.add("throttle", _nothing, lambda _: throttle.close())
-        return manager
+            self.add("throttle", _nothing, lambda _: throttle.close())
 
     def _add_events(self, events: EventRecorder) -> None:
         def stop(left: float) -> None:
@@ -120,7 +149,13 @@ class Manager:
 
         self.add("lease", lease.start, stop)
 
-    def _add_health(self, settings: Settings, health: Health, metrics: Metrics) -> None:
+    def _add_health(
+        self,
+        settings: ProgramSettings,
+        health: Health,
+        metrics: Metrics,
+        pages: Mapping[str, Callable[[], bytes]] | None = None,
+    ) -> None:
         address = settings.http_address()
         if address is None:
             return
@@ -130,6 +165,7 @@ class Manager:
                 health,
                 metrics=metrics.render,
                 metrics_path=settings.metrics_path,
+                pages=pages,
             )
         except OSError as error:
             why = f"--http-endpoint {settings.http_endpoint}: {error.strerror or error}"
@@ -175,21 +211,21 @@ class Manager:
         self.stop()
 
 
-def _throttle(settings: Settings) -> Throttle | None:
+def _throttle(settings: ProgramSettings) -> Throttle | None:
     if not settings.kube_api_qps:
         return None
     return Throttle(settings.kube_api_qps, settings.kube_api_burst)
 
 
 def _client(
-    config: ClientConfig,
-    settings: Settings,
-    metrics: Metrics,
-    *,
-    pause: Callable[[], None] | None = None,
+    config: ClientConfig, name: str, metrics: Metrics, throttle: Throttle | None = None
 ) -> Client:
-    agent = f"external-storage/{settings.provisioner_name}"
-    return Client(config, user_agent=agent, observer=metrics.observe_request, pause=pause)
+    return Client(
+        config,
+        user_agent=f"external-storage/{name}",
+        observer=metrics.observe_request,
+        pause=throttle.wait if throttle is not None else None,
+    )
 
 
 def _lease(
@@ -233,6 +269,7 @@ def _health(
             "api": controller.disconnected,
             **({"leader": lease.waiting} if lease else {}),
             "backend": controller.paused,
+            "backend-parts": provisioner.trouble,
             "calls": controller.stuck,
         },
     )

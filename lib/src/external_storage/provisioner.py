@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, get_args
 
 from external_storage import deadline
-from external_storage.assets import AssetRecord, AssetRecords
+from external_storage.assets import AssetRecord, Records
 from external_storage.deadline import Deadline
 from external_storage.events import EventRecorder
 from external_storage.kube.names import ACCESS_MODES
@@ -39,6 +39,9 @@ from external_storage.settings import Settings
 
 if TYPE_CHECKING:
     from external_storage.kube.client import Client
+
+VolumeHandler = Callable[[PersistentVolume | None, PersistentVolume | None], None]
+"""Given the volume as it was (None: it is new) and as it is (None: it is gone); must not block."""
 
 S = TypeVar("S", bound=Settings)
 P = TypeVar("P", bound=Parameters)
@@ -121,6 +124,9 @@ class Context:
     """Where a provisioner adds metrics of its own, in ``start``."""
     reconcile_soon: Callable[[], None] = lambda: None
     """Have ``reconcile`` called as soon as may be."""
+    watch_volumes: Callable[[VolumeHandler], None] = lambda _handler: None
+    """Have a handler told of each volume of our provisioner name that comes, changes or goes, on
+    every replica; call it in ``start``. By the first call of ``provision`` it knows them all."""
     add_part: Callable[[str, Callable[[], None], Callable[[float], object]], None] = (
         lambda _name, _start, _stop: None
     )
@@ -159,7 +165,7 @@ class Provisioner(ABC, Generic[S, P]):
     """Serve only claims whose selected node this is, and only volumes that are usable there."""
     reconcile_interval_s: float = 600.0
     """How often ``reconcile`` is called."""
-    records: AssetRecords | None = None
+    records: Records | None = None
     """Set it in ``start`` when the provisioner keeps asset records, and override ``discard``: the
     library publishes the record of each saved volume, and has those discarded that a crash left."""
 
@@ -217,6 +223,11 @@ class Provisioner(ABC, Generic[S, P]):
 
     def check(self) -> str | None:
         """Why no work may be taken at this moment, or None. Claims wait and an event says why."""
+        return None
+
+    def trouble(self) -> str | None:
+        """What is wrong with a part of the back end while work goes on with the rest, or None;
+        ``/healthz?verbose`` shows it."""
         return None
 
     def data_path(self) -> str | None:

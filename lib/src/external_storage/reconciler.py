@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from external_storage.assets import AssetRecords, AssetState
+from external_storage.assets import AssetState, Records
 from external_storage.informer import Lister
 from external_storage.kube.types import PersistentVolume
 from external_storage.logs import get_logger
@@ -78,7 +78,7 @@ class Reconciler:
             self._finish(self._provisioner.records, names)
         self._provisioner.reconcile(volumes)
 
-    def _finish(self, records: AssetRecords, volumes: set[str]) -> None:
+    def _finish(self, records: Records, volumes: set[str]) -> None:
         """Publish what could not be published when it was saved; the rest is its claim's matter."""
         for uid in records.unfinished_claims():
             record = records.unfinished(uid)
@@ -87,7 +87,7 @@ class Reconciler:
             else:
                 self._look_at_claim(uid)
 
-    def _report_orphans(self, records: AssetRecords, volumes: set[str]) -> None:
+    def _report_orphans(self, records: Records, volumes: set[str]) -> None:
         """A published asset has held data: without a volume it is only reported."""
         found = {
             record.name

@@ -16,23 +16,18 @@ from external_storage.fields import FieldInfo, Problems, Seconds, build, fields_
 from external_storage.logs import LogFormat
 
 _LEVELS = ("debug", "info", "warning", "error")
+_NAMES = ("provisioner_name", "additional_provisioner_names")
 _ENDPOINT = re.compile(r"(\[[0-9a-fA-F:]+\]|[^:\s]*):([0-9]{1,5})", re.ASCII)
 _LABEL = r"[a-z0-9A-Z]([-a-z0-9A-Z_.]{0,61}[a-z0-9A-Z])?"
 _PROVISIONER_NAME = re.compile(rf"([a-z0-9]([-a-z0-9.]{{0,251}}[a-z0-9])?/)?{_LABEL}", re.ASCII)
 
-__all__ = ["Problems", "Seconds", "Settings"]
+__all__ = ["Problems", "ProgramSettings", "Seconds", "Settings"]
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What an admin can set on any provisioner."""
-
-    provisioner_name: str = ""
-    """Name this provisioner answers to: the `provisioner` of its classes."""
-
-    additional_provisioner_names: tuple[str, ...] = ()
-    """Other names to answer to, separated by commas, such as the one that a predecessor had."""
+class ProgramSettings:
+    """What an admin can set on any program of the project, also on one that serves no claims."""
 
     kubeconfig: str | None = None
     """Kubeconfig to use; without one the pod's own credentials, then ~/.kube/config."""
@@ -45,6 +40,70 @@ class Settings:
 
     kube_api_burst: int = 10
     """Requests that may go at once before `--kube-api-qps` counts."""
+
+    shutdown_timeout: Seconds = Seconds(25.0)
+    """How long work in progress may go on after SIGTERM; below the pod's grace period of 30 s."""
+
+    http_endpoint: str = ""
+    """Address of /healthz, /readyz and the metrics, such as `:8080`; empty for none."""
+
+    metrics_path: str = "/metrics"
+    """Path of the metrics on the HTTP endpoint."""
+
+    log_format: LogFormat = LogFormat.TEXT
+    """`text` for people or `json` for machines."""
+
+    log_level: str = "info"
+    """`debug`, `info`, `warning` or `error`."""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        dataclasses.dataclass(frozen=True, kw_only=True)(cls)
+
+    @classmethod
+    def fields(cls) -> tuple[FieldInfo, ...]:
+        """All fields in order, the author's after the library's."""
+        return fields_of(cls)
+
+    @classmethod
+    def from_texts(
+        cls, texts: Mapping[str, str], *, called: Mapping[str, str] | None = None
+    ) -> Self:
+        """Build from texts by field name; ``Problems`` names the flag of each bad value, or what
+        ``called`` says its text came from."""
+        names = {info.name: info.flag for info in cls.fields()} | dict(called or {})
+        built: Self = build(cls, texts, names)
+        return built
+
+    def validate(self) -> Iterable[str]:
+        """What is wrong, a sentence for each problem; an override yields from ``super()`` first."""
+        if self.kube_api_qps < 0:
+            yield "--kube-api-qps: is below 0"
+        if self.kube_api_burst < 1:
+            yield "--kube-api-burst: must be at least 1"
+        if self.http_endpoint and self.http_address() is None:
+            yield f"--http-endpoint: {self.http_endpoint!r} is not HOST:PORT or :PORT"
+        if not self.metrics_path.startswith("/"):
+            yield f"--metrics-path: {self.metrics_path!r} does not begin with /"
+        if self.log_level.lower() not in _LEVELS:
+            yield f"--log-level: {self.log_level!r} is not one of: {', '.join(_LEVELS)}"
+
+    def http_address(self) -> tuple[str, int] | None:
+        """Host (empty: every address) and port of the HTTP endpoint; None without a valid one."""
+        match = _ENDPOINT.fullmatch(self.http_endpoint)
+        if match is None or int(match[2]) > 65535:
+            return None
+        return match[1].strip("[]"), int(match[2])
+
+
+class Settings(ProgramSettings):
+    """What an admin can set on any provisioner."""
+
+    provisioner_name: str = ""
+    """Name this provisioner answers to: the `provisioner` of its classes."""
+
+    additional_provisioner_names: tuple[str, ...] = ()
+    """Other names to answer to, separated by commas, such as the one that a predecessor had."""
 
     worker_threads: int = 4
     """Claims of one class worked at the same time, and volumes of one class deleted at the same
@@ -95,39 +154,10 @@ class Settings:
     leader_elect_resource_namespace: str = ""
     """Namespace of the lease; by default the pod's own."""
 
-    shutdown_timeout: Seconds = Seconds(25.0)
-    """How long work in progress may go on after SIGTERM; below the pod's grace period of 30 s."""
-
-    http_endpoint: str = ""
-    """Address of /healthz, /readyz and the metrics, such as `:8080`; empty for none."""
-
-    metrics_path: str = "/metrics"
-    """Path of the metrics on the HTTP endpoint."""
-
-    log_format: LogFormat = LogFormat.TEXT
-    """`text` for people or `json` for machines."""
-
-    log_level: str = "info"
-    """`debug`, `info`, `warning` or `error`."""
-
-    def __init_subclass__(cls) -> None:
-        super().__init_subclass__()
-        dataclasses.dataclass(frozen=True, kw_only=True)(cls)
-
     @classmethod
     def fields(cls) -> tuple[FieldInfo, ...]:
-        """All fields in order, the author's after the library's."""
-        return fields_of(cls)
-
-    @classmethod
-    def from_texts(
-        cls, texts: Mapping[str, str], *, called: Mapping[str, str] | None = None
-    ) -> Self:
-        """Build from texts by field name; ``Problems`` names the flag of each bad value, or what
-        ``called`` says its text came from."""
-        names = {info.name: info.flag for info in cls.fields()} | dict(called or {})
-        built: Self = build(cls, texts, names)
-        return built
+        """All fields in order, the names first, and the author's after the library's."""
+        return tuple(sorted(fields_of(cls), key=lambda info: info.name not in _NAMES))
 
     def validate(self) -> Iterable[str]:
         """What is wrong, a sentence for each problem; an override yields from ``super()`` first."""
@@ -139,10 +169,6 @@ class Settings:
         for name in self.additional_provisioner_names:
             if not _PROVISIONER_NAME.fullmatch(name):
                 yield f"--additional-provisioner-names: {name!r} is not a provisioner name"
-        if self.kube_api_qps < 0:
-            yield "--kube-api-qps: is below 0"
-        if self.kube_api_burst < 1:
-            yield "--kube-api-burst: must be at least 1"
         if not 1 <= self.worker_threads <= 1000:
             yield f"--worker-threads: {self.worker_threads} is not between 1 and 1000"
         if self.retry_interval_start <= 0:
@@ -160,12 +186,7 @@ class Settings:
         yield from self._lease_problems()
         if self.timeout <= 0:
             yield "--timeout: must be above 0"
-        if self.http_endpoint and self.http_address() is None:
-            yield f"--http-endpoint: {self.http_endpoint!r} is not HOST:PORT or :PORT"
-        if not self.metrics_path.startswith("/"):
-            yield f"--metrics-path: {self.metrics_path!r} does not begin with /"
-        if self.log_level.lower() not in _LEVELS:
-            yield f"--log-level: {self.log_level!r} is not one of: {', '.join(_LEVELS)}"
+        yield from super().validate()
 
     def _lease_problems(self) -> Iterable[str]:
         if self.leader_elect_retry_period <= 0:
@@ -181,10 +202,3 @@ class Settings:
     def names(self) -> tuple[str, ...]:
         """All provisioner names to answer to."""
         return (self.provisioner_name, *self.additional_provisioner_names)
-
-    def http_address(self) -> tuple[str, int] | None:
-        """Host (empty: every address) and port of the HTTP endpoint; None without a valid one."""
-        match = _ENDPOINT.fullmatch(self.http_endpoint)
-        if match is None or int(match[2]) > 65535:
-            return None
-        return match[1].strip("[]"), int(match[2])

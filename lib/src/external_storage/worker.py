@@ -50,6 +50,10 @@ class WorkerTimeout(WorkerError):
     """The deadline is over; the call may have had an effect."""
 
 
+class NoTurn(WorkerTimeout):
+    """Calls of other threads have taken all of the time: nothing was tried, nothing was killed."""
+
+
 class WorkerDied(WorkerError):
     """The process ended during the call (killed, crashed, closed); it may have had an effect."""
 
@@ -101,7 +105,8 @@ class WorkerProcess:
                 the import of the function's module come on top, at most a minute.
 
         Raises:
-            WorkerTimeout: the deadline is over and the process killed, or the turn never came.
+            WorkerTimeout: the deadline is over and the process killed.
+            NoTurn: the turn never came; a WorkerTimeout, too.
             WorkerDied: the process ended during the call.
             WorkersStuck: ``max_stuck`` processes cannot be killed.
             WorkerError: after ``close``; for a result or exception that cannot be pickled.
@@ -111,7 +116,7 @@ class WorkerProcess:
         request = _request(function, args)
         deadline = time.monotonic() + timeout_s
         if not self._turn.acquire(timeout=max(timeout_s, 0)):
-            raise WorkerTimeout(f"worker {self.name}: no turn within {timeout_s:g} s")
+            raise NoTurn(f"worker {self.name}: no turn within {timeout_s:g} s")
         try:
             # What the turn has taken is off the caller's time; what a start takes is not.
             left_s = deadline - time.monotonic()
@@ -168,6 +173,7 @@ class WorkerProcess:
             self._end()
             raise WorkerTimeout(f"worker {self.name}: killed after {timeout_s:g} s") from None
         except (EOFError, OSError):
+            self._let_end()
             code = self._end()
             how = "closed" if self._is_closed() else _how_it_ended(code)
             raise WorkerDied(f"worker {self.name}: the process was {how} during a call") from None
@@ -202,6 +208,19 @@ class WorkerProcess:
             self._end()
             raise WorkerError(f"worker {self.name} is closed")
         return ours
+
+    def _let_end(self) -> None:
+        """Wait for a process that has hung up: killed on its way out it could not say why."""
+        process = self._process
+        if process is None:
+            return
+        with suppress(OSError):  # an old kernel, or it has been waited for
+            # Not by wait(): once that has returned, its number may be another's.
+            descriptor = os.pidfd_open(process.pid)
+            try:
+                select.select([descriptor], [], [], _DIE_LIMIT_S)
+            finally:
+                os.close(descriptor)
 
     def _end(self) -> int | None:
         """Kill the process and forget it; its exit code if it is known. With the turn only."""

@@ -205,7 +205,7 @@ def test_a_paused_provisioner_says_why_once_and_goes_on_by_itself(
     monkeypatch.setattr("external_storage.expansion.PAUSE_S", 0.1)
     provisioner = growth.start(retry_interval_max="0.2")
     looks = itertools.count()
-    provisioner.trouble = "the pool is being checked"
+    provisioner.problem = "the pool is being checked"
     growth.ask_for("2Gi")
     assert rig.wait_event("data", "ResizingPaused").message == "Waiting: the pool is being checked"
     provisioner.check = lambda: (next(looks) < 3 and "the pool is being checked") or None
@@ -217,7 +217,7 @@ def test_a_paused_provisioner_says_why_once_and_goes_on_by_itself(
     rig.api.patch(StorageClass, rig.namespace, {"allowVolumeExpansion": False})
     growth.until(lambda: len(rig.events("data", "ResizingPaused")) == 3, "the third reason")
     del provisioner.check
-    provisioner.trouble = None
+    provisioner.problem = None
     rig.api.patch(StorageClass, rig.namespace, {"allowVolumeExpansion": True})
     growth.wait_size("3Gi")
     rig.manager.stop()

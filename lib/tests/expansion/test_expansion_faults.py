@@ -208,12 +208,12 @@ def test_a_new_leader_does_not_rely_on_what_it_knew_of_calls_when_it_led_before(
     growth.does = script(ProvisioningFailed("no space left"))
     growth.ask_for("5Gi")
     rig.wait_event("data", "VolumeResizeFailed")
-    provisioner.trouble = "not yet"
+    provisioner.problem = "not yet"
     rig.controller().lead()
     growth.ask_for("2Gi")
     rig.wait_event("data", "ResizingPaused")
     growth.does = Expanded
-    provisioner.trouble = None
+    provisioner.problem = None
     growth.wait_size("5Gi")
     assert growth.asked == [5 * GI] * 2
 

@@ -193,14 +193,26 @@ class Client:
         )
         return self._decode(self.send(request), kind)
 
-    def delete(self, kind: type[KubeObject], name: str, *, uid: str, namespace: str = "") -> None:
-        """Delete the object of that name only if it still has this UID; else ``Conflict``."""
+    def delete(
+        self,
+        kind: type[KubeObject],
+        name: str,
+        *,
+        uid: str,
+        namespace: str = "",
+        resource_version: str = "",
+    ) -> None:
+        """Delete the object of that name only if it still has this UID, and where given is still
+        of this resource version; else ``Conflict``."""
+        preconditions = {"uid": uid}
+        if resource_version:
+            preconditions["resourceVersion"] = resource_version
         request = Request(
             method="DELETE",
             path=object_path(kind, namespace=namespace, name=name),
             verb="delete",
             resource=kind.RESOURCE,
-            body=msgspec.json.encode({"preconditions": {"uid": uid}}),
+            body=msgspec.json.encode({"preconditions": preconditions}),
         )
         self.send(request)
 

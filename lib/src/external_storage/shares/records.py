@@ -1,0 +1,174 @@
+"""The asset records of one share, kept on it, and which volume has which directory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from external_storage.assets import AssetRecord, AssetRecords
+from external_storage.errors import ProvisioningFailed
+from external_storage.kube.types import PersistentVolumeClaim
+from external_storage.shares import record_files
+from external_storage.shares.layout import RECORDS, check_path
+from external_storage.shares.paths import Paths
+from external_storage.shares.share import Share, ShareUnavailable
+
+SHARE, PATH, SHARED = "share", "path", "shared"
+"""Keys of a record's details."""
+
+_READ_AT_ONCE = 500
+_WAIT_S = 5.0
+
+
+class PathTaken(ProvisioningFailed):
+    """Another volume has the directory, or one below or above it."""
+
+
+class ShareRecords(AssetRecords):
+    """Records in the share's private directory; all are held in memory.
+
+    They are read each time before the share becomes available, so also after a write that was cut
+    off: a share whose records are not known takes no claims. Reading never waits for the share;
+    ``begin``, ``publish`` and ``forget`` do, and raise ShareUnavailable, as ``get`` does for a name
+    that is not known while it has not been read.
+    """
+
+    def __init__(self, share: Share) -> None:
+        self._share = share
+        self._cache = _CachedFiles(share)
+        self._paths = Paths()
+        super().__init__(self._cache)
+        share.before_use(self._read)
+
+    @property
+    def share(self) -> Share:
+        """The share they are on."""
+        return self._share
+
+    def __contains__(self, name: object) -> bool:
+        """Whether a record of that name is known, damaged or not."""
+        return name in self._cache
+
+    @property
+    def are_read(self) -> bool:
+        """Whether they have been read since the start, and since ``read_again``."""
+        return self._cache.is_read
+
+    def read_again(self, *, timeout_s: float = _WAIT_S) -> None:
+        """Have them read by the share's thread; waits for it, but not for a share that hangs."""
+        self._cache.is_read = False
+        self._share.look_anew("its records are being read", timeout_s=timeout_s)
+
+    def begin(
+        self,
+        name: str,
+        *,
+        claim: PersistentVolumeClaim,
+        owner: str = "",
+        details: dict[str, Any] | None = None,
+    ) -> AssetRecord:
+        """As of AssetRecords; ``details`` has the directory as ``path``. Raises ``PathTaken``."""
+        if not self.are_read:
+            raise ShareUnavailable(f"{self._share}: its records have not been read")
+        return super().begin(
+            name, claim=claim, owner=owner, details={**(details or {}), SHARE: self._share.name}
+        )
+
+    def forget(self, name: str) -> None:
+        super().forget(name)
+        with self._lock:
+            self._paths.drop(name)
+
+    def holders(self, path: str) -> list[str]:
+        """The names of the volumes whose directory is at ``path``, sorted."""
+        with self._lock:
+            return sorted(self._paths.at(check_path(path)))
+
+    def conflict(self, name: str, path: str, *, shared: bool = False) -> str | None:
+        """Why the volume ``name`` cannot have the directory ``path``, or None."""
+        with self._lock:
+            return self._paths.conflict(name, check_path(path), shared=shared)
+
+    def catch_up(self) -> None:
+        """Read the records that another replica has written since ours were read."""
+        with self._lock:
+            self._cache.catch_up()
+            self._index()
+
+    def _read(self) -> None:
+        with self._lock:
+            self._cache.read_all()
+            self._index()
+
+    def _index(self) -> None:
+        super()._index()
+        paths = Paths()
+        for record in self.all():
+            _enter(paths, record)
+        self._paths = paths
+
+    def _write(self, record: AssetRecord) -> None:
+        path = record.details.get(PATH)
+        if isinstance(path, str):
+            shared = bool(record.details.get(SHARED))
+            if taken := self._paths.conflict(record.name, check_path(path), shared=shared):
+                raise PathTaken(taken)
+        super()._write(record)
+        _enter(self._paths, record)
+
+
+def _enter(paths: Paths, record: AssetRecord) -> None:
+    path = record.details.get(PATH)
+    if isinstance(path, str):
+        # Not by check_path: one that we would not write today is taken all the same.
+        parts = tuple(path.split("/"))
+        paths.put(record.name, parts, shared=bool(record.details.get(SHARED)))
+
+
+class _CachedFiles:
+    """Record files on a share, read from memory and written through."""
+
+    def __init__(self, share: Share) -> None:
+        self._share = share
+        self._files: dict[str, bytes] = {}
+        self.is_read = False
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._files
+
+    def read_all(self) -> None:
+        self._files = self._fetch(self._share.call(record_files.names))
+        self.is_read = True
+
+    def catch_up(self) -> None:
+        """What is new or gone; one that is known is not read again, for it is ours."""
+        there = self._share.call(record_files.names)
+        added = self._fetch([name for name in there if name not in self._files])
+        kept = {name: self._files[name] for name in there if name in self._files}
+        self._files = {**kept, **added}
+
+    def read(self, name: str) -> bytes | None:
+        data = self._files.get(name)
+        if data is None and not self.is_read:
+            raise ShareUnavailable(f"{self._share}: its records have not been read")
+        return data
+
+    def write(self, name: str, data: bytes) -> None:
+        self._share.call(record_files.write, name, data)
+        self._files[name] = data
+
+    def unlink(self, name: str) -> None:
+        self._share.call(record_files.unlink, name)
+        self._files.pop(name, None)
+
+    def names(self) -> list[str]:
+        return sorted(self._files)
+
+    def place(self, name: str) -> str:
+        return f"{self._share.mount_point}/{'/'.join(RECORDS)}/{name}{record_files.SUFFIX}"
+
+    def _fetch(self, names: list[str]) -> dict[str, bytes]:
+        found: dict[str, bytes] = {}
+        # In pieces, each with a deadline of its own.
+        for start in range(0, len(names), _READ_AT_ONCE):
+            found |= self._share.call(record_files.read, names[start : start + _READ_AT_ONCE])
+        return found
