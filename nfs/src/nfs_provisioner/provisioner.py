@@ -22,9 +22,11 @@ from external_storage import (
     Provisioner,
     ProvisioningFailed,
     ProvisionRequest,
+    Records,
     Service,
     get_logger,
 )
+from nfs_provisioner import file_handles
 from nfs_provisioner.directories import RootInUse, VolumeDirectories
 from nfs_provisioner.export_details import DetailsError, ExportDetails, details_of
 from nfs_provisioner.export_files import PSEUDO_ROOT, Export, ExportFiles, Squash
@@ -91,6 +93,8 @@ class NfsProvisioner(Provisioner[NfsSettings, NfsParameters]):
     def _prepare(self) -> None:
         """Everything before the server starts. One volume's damage must not keep it from that."""
         self._directories.prepare()
+        if problem := file_handles.problem(self.settings.export_root):
+            raise CannotStart(problem)
         self._files.prepare()
         self._identity = find_identity(self._state_dir / "identity", self.context, self._server)
         self.records = AssetRecords(self._state_dir / "volumes")
@@ -211,7 +215,7 @@ class NfsProvisioner(Provisioner[NfsSettings, NfsParameters]):
                 details=wanted,
             )
 
-    def _records(self) -> AssetRecords:
+    def _records(self) -> Records:
         if self.records is None:
             raise ProvisioningFailed("the NFS server has not been started")
         return self.records

@@ -15,37 +15,62 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from external_storage.testing.access import ControlPlaneError
+    from external_storage.testing.cluster import Cluster, ClusterError
     from external_storage.testing.conformance import Conformance
     from external_storage.testing.controlplane import ControlPlane
     from external_storage.testing.crashes import CrashSweep
     from external_storage.testing.faultproxy import FaultProxy
+    from external_storage.testing.guest import (
+        CommandFailed,
+        Disk,
+        Guest,
+        GuestError,
+        GuestProcess,
+        Tap,
+    )
     from external_storage.testing.program import Program, ProgramProcess
     from external_storage.testing.sandbox import Sandbox
     from external_storage.testing.undertest import Bench, UnderTest
 
 __all__ = [
     "Bench",
+    "Cluster",
+    "ClusterError",
+    "CommandFailed",
     "Conformance",
     "ControlPlane",
     "ControlPlaneError",
     "CrashSweep",
+    "Disk",
     "FaultProxy",
+    "Guest",
+    "GuestError",
+    "GuestProcess",
     "Program",
     "ProgramProcess",
     "Sandbox",
+    "Tap",
     "UnderTest",
 ]
 
 _HOMES = {
     "Bench": "undertest",
+    "Cluster": "cluster",
+    "ClusterError": "cluster",
+    "CommandFailed": "guest",
     "Conformance": "conformance",
     "ControlPlane": "controlplane",
     "ControlPlaneError": "access",
     "CrashSweep": "crashes",
+    "Disk": "guest",
     "FaultProxy": "faultproxy",
+    "Guest": "guest",
+    "GuestError": "guest",
+    "GuestProcess": "guest",
     "Program": "program",
     "ProgramProcess": "program",
     "Sandbox": "sandbox",
+    "Tap": "guest",
     "UnderTest": "undertest",
 }
 

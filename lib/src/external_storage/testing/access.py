@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import ssl
+import subprocess
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -49,6 +51,40 @@ def render_kubeconfig(*, server: str, ca: bytes, name: str, user: Mapping[str, s
     }
     # JSON, which is YAML too: one dependency less.
     return json.dumps(config, indent=2).encode()
+
+
+def run_kubectl(
+    command: Sequence[str],
+    args: Sequence[str],
+    *,
+    cache: Path,
+    input: str | None = None,
+    limit_s: float = 60.0,
+) -> str:
+    """Run kubectl and return what it prints; ``command`` is the program with its first flags.
+
+    ``cache``: a directory for what it finds out about the server. ``input`` is its standard input.
+    Raises ``ControlPlaneError`` with its standard error when it fails, or when it has not ended
+    after ``limit_s`` seconds.
+    """
+    # By default both are in the home directory, which is not ours to fill or to read.
+    environment = {**os.environ, "KUBECACHEDIR": str(cache), "KUBERC": "off"}
+    try:
+        done = subprocess.run(
+            [*command, *args],
+            input=input,
+            stdin=subprocess.DEVNULL if input is None else None,
+            capture_output=True,
+            text=True,
+            env=environment,
+            timeout=limit_s,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise ControlPlaneError(f"kubectl {' '.join(args)}: no end in {limit_s} s") from None
+    if done.returncode != 0:
+        raise ControlPlaneError(f"kubectl {' '.join(args)}: {done.stderr.strip()}")
+    return done.stdout
 
 
 class AdminClient:

@@ -388,10 +388,17 @@ def delete_while_down(bench: Bench, name: str) -> None:
 
 
 def copy_of(bench: Bench, volume: PersistentVolume, provisioned_by: str) -> PersistentVolume:
-    """A released volume that leads to the same asset, and has no annotation but this one."""
+    """A volume that leads to the same asset, and has no annotation but this one.
+
+    It is Released when this returns, or gone already: a program that takes it for its own is fast.
+    """
     spec = bench.plane.request("GET", f"/api/v1/persistentvolumes/{volume.name}")["spec"]
     # Its claim has never been: the controller manager finds it released.
     spec["claimRef"] |= {"namespace": "default", "uid": str(uuid.uuid4())}
     metadata = {"name": f"{volume.name}-copy", "annotations": {ANN_PROVISIONED_BY: provisioned_by}}
     copy = bench.make(PersistentVolume, {"metadata": metadata, "spec": spec})
-    return bench.wait_phase(copy.name, "Released")
+    bench.wait(
+        lambda: (now := bench.get_volume(copy.name)) is None or now.status.phase == "Released",
+        f"volume {copy.name} is Released or gone",
+    )
+    return copy

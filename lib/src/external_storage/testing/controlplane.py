@@ -2,19 +2,18 @@
 
 It is what the tests of this project and of any provisioner stand on instead of a fake server: the
 PersistentVolume binder, the protection finalizers, garbage collection, RBAC and the audit log are
-Kubernetes' own. There is no node and no kubelet: pods are stored, never run.
+Kubernetes' own. There is no node and no kubelet: pods are stored, never run; ``cluster.Cluster`` is
+one where they run.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, ClassVar, Final, Self
 
 from external_storage.testing import binaries
 from external_storage.testing.access import (
@@ -22,18 +21,12 @@ from external_storage.testing.access import (
     ControlPlaneError,
     certificate_user,
     render_kubeconfig,
+    run_kubectl,
 )
 from external_storage.testing.certificates import CertificateAuthority, SigningKey
 from external_storage.testing.processes import ProcessGroup, WorkDirectory, describe_exit, free_port
 
 _PREFIX: Final = "external-storage-controlplane-"
-_SERVICE_RANGE: Final = "10.0.0.0/24"
-_SERVER_NAMES: Final = (
-    *("127.0.0.1", "localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc"),
-    "kubernetes.default.svc.cluster.local",
-    "10.0.0.1",  # the first service address: KUBERNETES_SERVICE_HOST of a pod
-    "10.0.2.2",  # what a QEMU guest with user networking calls the host's 127.0.0.1
-)
 _STOP_LIMIT_S: Final = 10.0
 _POLL_S: Final = 0.05
 _START_ATTEMPTS: Final = 5
@@ -60,6 +53,14 @@ class ControlPlane:
 
     One thread at a time may start and stop it; any thread may use it in between.
     """
+
+    _programs: ClassVar[Sequence[binaries.ProgramSet]] = (binaries.CONTROL_PLANE,)
+    _server_names: ClassVar[tuple[str, ...]] = (
+        *("127.0.0.1", "localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc"),
+        "kubernetes.default.svc.cluster.local",
+        "10.0.0.1",  # the first service address: KUBERNETES_SERVICE_HOST of a pod
+        "10.0.2.2",  # what a QEMU guest with user networking calls the host's 127.0.0.1
+    )
 
     def __init__(
         self, *, scheduler: bool = False, audit: bool = False, start_limit_s: float = 120.0
@@ -103,7 +104,7 @@ class ControlPlane:
         """
         if self._directory is not None:
             raise ControlPlaneError("the control plane is already running")
-        self._binaries = binaries.ensure()
+        self._binaries = binaries.ensure(self._programs)
         for attempt in range(1, _START_ATTEMPTS + 1):
             try:
                 self._start_once()
@@ -131,7 +132,8 @@ class ControlPlane:
 
     def start_apiserver(self) -> None:
         """Start the API server again, on the same port; returns when it is ready."""
-        self._start_process("kube-apiserver", *self._apiserver_flags())
+        flags = [f"--{name}={value}" for name, value in self._apiserver_flags().items()]
+        self._start_process("kube-apiserver", *flags)
         self._wait_for("kube-apiserver to be ready", self._admin_client().is_ready)
 
     def start_scheduler(self) -> None:
@@ -153,11 +155,18 @@ class ControlPlane:
         self._processes = self._directory = self._admin = None
 
     def _start_once(self) -> None:
+        self._make_place()
+        self._write_files()
+        self._start_programs()
+
+    def _make_place(self) -> None:
+        """A directory, what runs programs in it, and the ports."""
         self._directory = WorkDirectory(_PREFIX)
         self._processes = ProcessGroup(self._directory.path)
         self._etcd_ports = (free_port(), free_port())
         self._port = free_port()
-        self._write_files()
+
+    def _start_programs(self) -> None:
         # No client certificates for etcd: it listens on loopback and holds nothing but test data.
         client, peer = (f"http://127.0.0.1:{port}" for port in self._etcd_ports)
         self._start_process(
@@ -185,34 +194,40 @@ class ControlPlane:
         if self._with_scheduler:
             self.start_scheduler()
 
-    def _apiserver_flags(self) -> list[str]:
-        flags = [
-            *("--etcd-servers", f"http://127.0.0.1:{self._etcd_ports[0]}"),
-            *("--bind-address", "127.0.0.1", "--secure-port", str(self._port)),
+    def _apiserver_flags(self) -> dict[str, str]:
+        flags = {
+            "etcd-servers": f"http://127.0.0.1:{self._etcd_ports[0]}",
+            "bind-address": "127.0.0.1",
+            "secure-port": str(self._port),
             # The endpoints of the service "kubernetes" may not be a loopback address; the
             # reconciler would log that refusal for ever.
-            *("--advertise-address", "127.0.0.1", "--endpoint-reconciler-type", "none"),
-            *("--tls-cert-file", "apiserver.crt", "--tls-private-key-file", "apiserver.key"),
-            *("--client-ca-file", "ca.crt", "--authorization-mode", "RBAC,Node"),
-            *("--service-account-issuer", "https://kubernetes.default.svc"),
-            *("--service-account-key-file", "service-account.pub"),
-            *("--service-account-signing-key-file", "service-account.key"),
-            *("--service-cluster-ip-range", _SERVICE_RANGE),
-            *("--allow-privileged", "--profiling=false"),
+            "advertise-address": "127.0.0.1",
+            "endpoint-reconciler-type": "none",
+            "tls-cert-file": "apiserver.crt",
+            "tls-private-key-file": "apiserver.key",
+            "client-ca-file": "ca.crt",
+            "authorization-mode": "RBAC,Node",
+            "service-account-issuer": "https://kubernetes.default.svc",
+            "service-account-key-file": "service-account.pub",
+            "service-account-signing-key-file": "service-account.key",
+            "service-cluster-ip-range": "10.0.0.0/24",
+            "allow-privileged": "true",
+            "profiling": "false",
             # Else it waits, on SIGTERM, up to a minute for clients to end their watches.
-            "--shutdown-watch-termination-grace-period=1s",
-        ]
+            "shutdown-watch-termination-grace-period": "1s",
+        }
         if self._with_audit:
-            flags += ["--audit-policy-file", "audit-policy.json", "--audit-log-path", "audit.log"]
-            flags += ["--audit-log-maxsize", "100000"]  # MiB: rotated lines would be lost to us
+            flags |= {"audit-policy-file": "audit-policy.json", "audit-log-path": "audit.log"}
+            flags["audit-log-maxsize"] = "100000"  # MiB: rotated lines would be lost to us
         return flags
 
     def _start_process(self, name: str, *flags: str) -> None:
         self._running().start(name, [str(self.program(name)), *flags])
 
-    def _write_files(self) -> None:
+    def _write_files(self) -> CertificateAuthority:
+        """Certificates, keys and kubeconfigs; the authority, for more of them."""
         authority = CertificateAuthority()
-        server = authority.issue_server(_SERVER_NAMES)
+        server = authority.issue_server(self._server_names)
         signing = SigningKey.create()
         admin = authority.issue_client("admin", group="system:masters")
         self._write("ca.crt", authority.certificate)
@@ -224,11 +239,12 @@ class ControlPlane:
         certificate_file = self._write("admin.pem", admin.certificate + admin.key)
         self._write_kubeconfig("admin", certificate_user(admin))
         for name in ("kube-controller-manager", "kube-scheduler"):
-            pair = authority.issue_client(f"system:{name}")
-            self._write_kubeconfig(name, certificate_user(pair))
+            user = certificate_user(authority.issue_client(f"system:{name}"))
+            self._write_kubeconfig(name, user, server=self._inner_url)
         self._admin = AdminClient(
             url=self.url, ca_file=self.ca_file, certificate_file=certificate_file
         )
+        return authority
 
     def _write(self, name: str, content: bytes) -> Path:
         path = self.directory / name
@@ -236,9 +252,11 @@ class ControlPlane:
         path.chmod(0o600)
         return path
 
-    def _write_kubeconfig(self, name: str, user: Mapping[str, str]) -> Path:
+    def _write_kubeconfig(
+        self, name: str, user: Mapping[str, str], *, server: str | None = None
+    ) -> Path:
         ca = self.ca_file.read_bytes()
-        content = render_kubeconfig(server=self.url, ca=ca, name=name, user=user)
+        content = render_kubeconfig(server=server or self.url, ca=ca, name=name, user=user)
         return self._write(f"{name}.kubeconfig", content)
 
     # Readiness
@@ -275,6 +293,11 @@ class ControlPlane:
     def url(self) -> str:
         """The address of the API server, ``https://127.0.0.1:<port>``; the same after a restart."""
         return f"https://127.0.0.1:{self._port}"
+
+    @property
+    def _inner_url(self) -> str:
+        """The address of the API server for our own programs."""
+        return self.url
 
     @property
     def port(self) -> int:
@@ -328,34 +351,13 @@ class ControlPlane:
         ``input`` is its standard input. Raises ``ControlPlaneError`` with its standard error when
         it fails, or when it has not ended after ``limit_s`` seconds.
         """
-        environment = {
-            **os.environ,
-            # By default both are in the home directory, which is not ours to fill or to read.
-            "KUBECACHEDIR": str(self.directory / "kubectl-cache"),
-            "KUBERC": "off",
-        }
-        argv = [
-            str(self.program("kubectl")),
-            "--kubeconfig",
-            str(kubeconfig or self.kubeconfig),
-            *args,
-        ]
-        try:
-            done = subprocess.run(
-                argv,
-                input=input,
-                stdin=subprocess.DEVNULL if input is None else None,
-                capture_output=True,
-                text=True,
-                env=environment,
-                timeout=limit_s,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            raise ControlPlaneError(f"kubectl {' '.join(args)}: no end in {limit_s} s") from None
-        if done.returncode != 0:
-            raise ControlPlaneError(f"kubectl {' '.join(args)}: {done.stderr.strip()}")
-        return done.stdout
+        return run_kubectl(
+            [str(self.program("kubectl")), "--kubeconfig", str(kubeconfig or self.kubeconfig)],
+            args,
+            cache=self.directory / "kubectl-cache",
+            input=input,
+            limit_s=limit_s,
+        )
 
     def service_account_token(self, namespace: str, name: str, *, duration_s: int = 3600) -> str:
         """A token of a service account, which must exist; valid for ``duration_s`` (least: 600).

@@ -59,6 +59,9 @@ class CrashSweep(UnderTest):
 
     system_calls: ClassVar[int] = 5
     """How many system calls of each work are tried, spread over all it makes."""
+    traces_children: ClassVar[bool] = False
+    """Those of the processes that the program has started count, too: for one that does its work on
+    the back end in a ``WorkerProcess``."""
 
     def test_killed_at_any_request_of_a_provisioning(self, bench: Bench) -> None:
         _Provisioning(bench).sweep_requests()
@@ -67,10 +70,12 @@ class CrashSweep(UnderTest):
         _Deletion(bench).sweep_requests()
 
     def test_killed_at_system_calls_of_a_provisioning(self, bench: Bench, tmp_path: Path) -> None:
-        _Provisioning(bench).sweep_calls(tmp_path, self.system_calls)
+        sweep = _Provisioning(bench, traces_children=self.traces_children)
+        sweep.sweep_calls(tmp_path, self.system_calls)
 
     def test_killed_at_system_calls_of_a_deletion(self, bench: Bench, tmp_path: Path) -> None:
-        _Deletion(bench).sweep_calls(tmp_path, self.system_calls)
+        sweep = _Deletion(bench, traces_children=self.traces_children)
+        sweep.sweep_calls(tmp_path, self.system_calls)
 
 
 class _Sweep:
@@ -79,8 +84,9 @@ class _Sweep:
     name: ClassVar[str]
     outcomes: ClassVar[tuple[Outcome, ...]]
 
-    def __init__(self, bench: Bench) -> None:
+    def __init__(self, bench: Bench, *, traces_children: bool = False) -> None:
         self.bench = bench
+        self._traces_children = traces_children
         self.claim = ""
         self.killed: Counter[Outcome] = Counter()
         self._class = bench.good_class()
@@ -172,7 +178,7 @@ class _Sweep:
         self.bench.wait(self.is_provisioned, "a claim is provisioned")
         self._delete()
         self.prepare()
-        with recorded(self.bench.program.pid, output):
+        with recorded(self._traced(), output):
             self.begin()
             self.bench.wait(self.is_done, self.name)
         self._delete()
@@ -180,8 +186,12 @@ class _Sweep:
 
     @contextlib.contextmanager
     def _at_call(self, call: SystemCall, output: Path) -> Iterator[Callable[[], bool]]:
-        with killed_at(call, self.bench.program.pid, output):
+        with killed_at(call, self._traced(), output):
             yield lambda: "killed by SIGKILL" in output.read_text()
+
+    def _traced(self) -> list[int]:
+        program = self.bench.program
+        return program.pids if self._traces_children else [program.pid]
 
     # -- one round
 
@@ -191,8 +201,12 @@ class _Sweep:
         with kill as was_killed:
             self.begin()
             self.bench.wait(
-                lambda: not self.bench.program.running or self.is_done(), f"{self.name}, or a kill"
+                lambda: not self.bench.program.running or was_killed() or self.is_done(),
+                f"{self.name}, or a kill",
             )
+            if was_killed() and self.bench.program.running:
+                # It was in a process that the program had started: all of them die together.
+                self.bench.program.kill()
         if was_killed():
             self.bench.program.wait_ended()
             return True

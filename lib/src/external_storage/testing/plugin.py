@@ -1,4 +1,4 @@
-"""The pytest plugin: a control plane for the session, a namespace for each test.
+"""The pytest plugin: a control plane or a cluster for the session, a namespace for each test.
 
 pytest finds it by itself where ``external-storage-lib`` is installed. Loading it imports nothing
 but pytest, since every pytest run of the environment does.
@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from external_storage.testing.cluster import Cluster
     from external_storage.testing.controlplane import ControlPlane
+    from external_storage.testing.guest import Guest
 
 # Their tests are collected through a subclass elsewhere: pytest would not find the asserts.
 pytest.register_assert_rewrite(
@@ -29,13 +31,18 @@ def pytest_runtestloop(session: pytest.Session) -> None:
 
     In the fixture it would count as that test's time, run into its time limit, and be silent.
     """
-    needed = any("control_plane" in getattr(item, "fixturenames", ()) for item in session.items)
-    if needed and not session.config.option.collectonly:
-        from external_storage.testing.binaries import BinariesError, ensure
+    used = {name for item in session.items for name in getattr(item, "fixturenames", ())}
+    if used & {"cluster", "control_plane"} and not session.config.option.collectonly:
+        from external_storage.testing.binaries import CONTROL_PLANE, NODE, BinariesError, ensure
 
         # The fixture fails with it again, and the tests which need no control plane still run.
         with contextlib.suppress(BinariesError):
-            ensure()
+            ensure((CONTROL_PLANE, NODE) if "cluster" in used else (CONTROL_PLANE,))
+    if "guest" in used and not session.config.option.collectonly:
+        from external_storage.testing.guest import GuestError, Hardware, ensure_snapshot
+
+        with contextlib.suppress(GuestError):
+            ensure_snapshot(Hardware())
 
 
 @pytest.fixture(scope="session")
@@ -44,6 +51,30 @@ def control_plane() -> Iterator[ControlPlane]:
     from external_storage.testing.controlplane import ControlPlane
 
     with ControlPlane(audit=True) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """A cluster that runs pods, shared by all tests: keep to a namespace of your own.
+
+    Who kills or restarts parts of it leaves them running and ready.
+    """
+    from external_storage.testing.cluster import Cluster
+
+    with Cluster() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def guest() -> Iterator[Guest]:
+    """A virtual machine with a storage kernel, shared by all tests: keep to your own disks.
+
+    Who reboots one, or cuts its power, starts a ``Guest`` for that.
+    """
+    from external_storage.testing.guest import Guest
+
+    with Guest() as running:
         yield running
 
 

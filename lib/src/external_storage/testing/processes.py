@@ -50,11 +50,20 @@ class Process:
     name: str
     popen: subprocess.Popen[bytes]
     log: Path
+    is_wrapped: bool = False
+    """Whether ``popen`` stays the parent of the program and does not become it."""
 
     @property
     def pid(self) -> int:
         """Its process id, the same for the wrapper and for the program it becomes."""
-        return self.popen.pid
+        below = children(self.popen.pid) if self.is_wrapped else []
+        return below[0] if below else self.popen.pid
+
+    def terminate(self) -> None:
+        """SIGTERM; nothing when it has ended."""
+        if self.exit_code is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGTERM)
 
     @property
     def exit_code(self) -> int | None:
@@ -80,25 +89,29 @@ class ProcessGroup:
     Not locked: one thread at a time starts and stops.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, prefix: Sequence[str] = ()) -> None:
+        """``prefix``: put before each command; a program that runs it as a child dying with it."""
         self._directory = directory
+        self._prefix = tuple(prefix)
         self._processes: dict[str, Process] = {}
 
-    def start(self, name: str, argv: Sequence[str]) -> Process:
+    def start(self, name: str, argv: Sequence[str], *, descriptors: Sequence[int] = ()) -> Process:
         """Start ``argv`` in the group's directory; its log is ``<directory>/<name>.log``, appended.
 
-        Raises ``OSError`` when ``setpriv`` (util-linux) cannot be run. A program that cannot be run
-        shows as an exit code and a line in the log.
+        ``descriptors`` of this process are open in it too. Raises ``OSError`` when ``setpriv``
+        (util-linux) cannot be run. A program that cannot be run shows as an exit code and a line in
+        the log.
         """
-        return _SPAWNER.submit(self._spawn, name, argv).result()
+        return _SPAWNER.submit(self._spawn, name, argv, descriptors).result()
 
-    def _spawn(self, name: str, argv: Sequence[str]) -> Process:
+    def _spawn(self, name: str, argv: Sequence[str], descriptors: Sequence[int]) -> Process:
         if name in self._processes:
             raise RuntimeError(f"{name} has been started and not stopped")
         log = self._directory / f"{name}.log"
         with log.open("ab") as output:
             popen = subprocess.Popen(
-                die_with_parent(argv),
+                die_with_parent([*self._prefix, *argv]),
+                pass_fds=descriptors,
                 cwd=self._directory,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -106,7 +119,7 @@ class ProcessGroup:
                 # Ctrl-C at a terminal goes to its whole process group; stopping is our work.
                 start_new_session=True,
             )
-        process = Process(name=name, popen=popen, log=log)
+        process = Process(name=name, popen=popen, log=log, is_wrapped=bool(self._prefix))
         self._processes[name] = process
         return process
 
@@ -126,10 +139,18 @@ class ProcessGroup:
         """
         stopping = [process for process in self.all() if process.name in names]
         for process in stopping:
-            process.popen.terminate()
+            process.terminate()
         for process in stopping:
             process.wait(limit_s)
             self._processes.pop(process.name, None)
+
+    def kill(self, name: str) -> None:
+        """SIGKILL to one, and wait for its end."""
+        process = next(process for process in self.all() if process.name == name)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGKILL)
+        process.popen.wait()
+        self._processes.pop(name)
 
     def kill_all(self) -> None:
         """SIGKILL to what is left."""
@@ -218,6 +239,15 @@ def free_port() -> int:
             probe.bind(("127.0.0.1", port))
             return int(probe.getsockname()[1])
     raise OSError("no free TCP port on 127.0.0.1 in 100 tries")
+
+
+def children(pid: int) -> list[int]:
+    """The processes whose parent is the first thread of ``pid``; empty when that is gone."""
+    try:
+        words = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii")
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+    return [int(word) for word in words.split()]
 
 
 def is_running(pid: int) -> bool:

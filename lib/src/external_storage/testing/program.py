@@ -115,6 +115,11 @@ class ProgramProcess:
         return self._started().pid
 
     @property
+    def pids(self) -> list[int]:
+        """Its own, and those of all that it has started."""
+        return [self.pid, *_below(self.pid)]
+
+    @property
     def running(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
@@ -154,7 +159,8 @@ class ProgramProcess:
         ]
 
     def _environment(self) -> dict[str, str]:
-        return {**os.environ, **self._program.env}
+        # Killed, it cannot remove its temporary files: they are to go with the test's.
+        return {**os.environ, "TMPDIR": str(self.log.parent), **self._program.env}
 
     def _is_ready(self) -> bool:
         code = self._started().poll()

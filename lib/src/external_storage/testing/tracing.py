@@ -7,7 +7,7 @@ import re
 import signal
 import subprocess
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -42,9 +42,12 @@ class SystemCall:
 
 
 @contextlib.contextmanager
-def recorded(pid: int, output: Path) -> Iterator[None]:
-    """Write the calls that the program makes meanwhile to ``output``, for ``read_record``."""
-    with _attached(pid, output, "-y", "-e", f"trace={','.join(CALLS)}"):
+def recorded(pids: Sequence[int], output: Path) -> Iterator[None]:
+    """Write the calls that the program makes meanwhile to ``output``, for ``read_record``.
+
+    ``pids``: the program's and those of all that it has started before.
+    """
+    with _attached(pids, output, "-y", "-e", f"trace={','.join(CALLS)}"):
         yield
 
 
@@ -67,11 +70,11 @@ def read_record(output: Path, *, leave_out: Path) -> list[SystemCall]:
 
 
 @contextlib.contextmanager
-def killed_at(call: SystemCall, pid: int, output: Path) -> Iterator[None]:
-    """SIGKILL to the program as soon as one of its threads begins this call, which then does not
-    happen. The count begins here."""
+def killed_at(call: SystemCall, pids: Sequence[int], output: Path) -> Iterator[None]:
+    """SIGKILL to the first of these processes of which a thread begins this call, which then does
+    not happen. The count begins here."""
     kill = f"inject={call.name}:signal=KILL:when={call.number}"
-    with _attached(pid, output, "-e", f"trace={call.name}", "-e", kill):
+    with _attached(pids, output, "-e", f"trace={call.name}", "-e", kill):
         yield
 
 
@@ -86,10 +89,10 @@ def _changes(name: str, arguments: str, leave_out: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _attached(pid: int, output: Path, *arguments: str) -> Iterator[None]:
+def _attached(pids: Sequence[int], output: Path, *arguments: str) -> Iterator[None]:
     messages = output.with_suffix(".messages")
     with messages.open("wb") as errors:
-        argv = ["strace", "-f", "-o", str(output), *arguments, "-p", str(pid)]
+        argv = ["strace", "-f", "-o", str(output), *arguments, *(f"--attach={pid}" for pid in pids)]
         tracer = subprocess.Popen(
             die_with_parent(argv), stdin=subprocess.DEVNULL, stdout=errors, stderr=errors
         )
@@ -97,7 +100,7 @@ def _attached(pid: int, output: Path, *arguments: str) -> Iterator[None]:
     def attached() -> bool:
         if tracer.poll() is not None:
             raise RuntimeError(f"strace cannot attach: {messages.read_text()}")
-        return "attached" in messages.read_text()
+        return messages.read_text().count("attached") >= len(pids)
 
     try:
         wait_until(attached, "strace is attached")

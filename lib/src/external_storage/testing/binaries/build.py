@@ -1,4 +1,4 @@
-"""Building the programs of a control plane with Go."""
+"""Building the programs of a cluster with Go."""
 
 from __future__ import annotations
 
@@ -18,26 +18,30 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Final
 
-from external_storage.testing.binaries import MODULE, NAMES, BinariesError, cache_home
+from external_storage.testing.binaries import (
+    MODULE,
+    BinariesError,
+    ProgramSet,
+    cache_directory,
+    cache_home,
+)
 from external_storage.testing.processes import die_with_parent
 
-_PACKAGES: Final = (
-    "go.etcd.io/etcd/server/v3",
-    *(f"k8s.io/kubernetes/cmd/{name}" for name in NAMES if name != "etcd"),
-)
+_ETCD_PACKAGE: Final = "go.etcd.io/etcd/server/v3"
 # Go names a program after its package's directory, or the one above a major version.
-_BUILT_AS: Final = {"server": "etcd"}
+_ETCD_BUILT_AS: Final = "server"
 _QUIET_S: Final = 30.0
 
 
-def build(target: Path, *, version: str) -> None:
-    """Build the programs of ``NAMES`` into the directory ``target``, which is there when it ends.
+def build(wanted: ProgramSet, *, version: str) -> None:
+    """Build a set into its ``cache_directory``; nothing is done when that exists.
 
-    ``version``: Kubernetes' version, written into the programs. Nothing is done when ``target``
-    exists. Raises ``BinariesError`` when there is no Go, or with the last lines of the compiler.
+    ``version``: Kubernetes' version, written into the programs. Raises ``BinariesError`` when there
+    is no Go, or with the last lines of the compiler.
     """
+    target = cache_directory(wanted)
     target.parent.mkdir(parents=True, exist_ok=True)
-    progress = Progress(sys.stderr)
+    progress = Progress(sys.stderr, wanted.title)
     with _lock(target.with_name(f"{target.name}.lock"), progress):
         if target.is_dir():
             return
@@ -49,9 +53,9 @@ def build(target: Path, *, version: str) -> None:
             (partial / name).mkdir(parents=True)
         for name in ("go.mod", "go.sum"):
             shutil.copy(MODULE / name, partial / "module" / name)
-        _go_build(go, partial, version=version, progress=progress)
-        for built, name in _BUILT_AS.items():
-            (partial / "bin" / built).rename(partial / "bin" / name)
+        _go_build(go, partial, wanted, version=version, progress=progress)
+        if "etcd" in wanted.names:
+            (partial / "bin" / _ETCD_BUILT_AS).rename(partial / "bin" / "etcd")
         (partial / "bin").rename(target)
         shutil.rmtree(partial)
 
@@ -59,8 +63,10 @@ def build(target: Path, *, version: str) -> None:
 class Progress:
     """Says on a stream how far a long work is: one line that changes, or a line now and then."""
 
-    def __init__(self, stream: IO[str]) -> None:
+    def __init__(self, stream: IO[str], title: str) -> None:
+        """``title``: what is worked on; each line begins with it."""
         self._stream = stream
+        self._title = title
         self._is_terminal = stream.isatty()
         self._began = time.monotonic()
         self._said = self._began
@@ -68,13 +74,13 @@ class Progress:
     def say(self, text: str) -> None:
         """A line that stays."""
         clear = "\r\x1b[K" if self._is_terminal else ""
-        print(f"{clear}control plane: {text}", file=self._stream, flush=True)
+        print(f"{clear}{self._title}: {text}", file=self._stream, flush=True)
 
     def tick(self, text: str) -> None:
         """What is being done now; call it about once a second."""
         now = time.monotonic()
-        line = f"control plane: {int(now - self._began) // 60}:{int(now - self._began) % 60:02} "
-        line += text
+        minutes, seconds = divmod(int(now - self._began), 60)
+        line = f"{self._title}: {minutes}:{seconds:02} {text}"
         if self._is_terminal:
             width = shutil.get_terminal_size().columns - 1
             print(f"\r\x1b[K{line[:width]}", end="", file=self._stream, flush=True)
@@ -94,13 +100,15 @@ def _lock(path: Path, progress: Progress) -> Iterator[None]:
         yield
 
 
-def _go_build(go: Path, partial: Path, *, version: str, progress: Progress) -> None:
-    progress.say(
-        f"building Kubernetes {version} and etcd with {go}; 6 to 11 minutes, and only this once"
-    )
+def _go_build(
+    go: Path, partial: Path, wanted: ProgramSet, *, version: str, progress: Progress
+) -> None:
+    names = ", ".join(wanted.names)
+    progress.say(f"building Kubernetes {version} with {go}; minutes, and only this once: {names}")
     argv = [
         *(str(go), "build", "-v", "-trimpath", "-buildvcs=false", "-mod=readonly"),
-        *("-ldflags", _linker_flags(version), "-o", f"{partial / 'bin'}/", *_PACKAGES),
+        *("-ldflags", _linker_flags(version), "-o", f"{partial / 'bin'}/"),
+        *map(_package, wanted.names),
     ]
     # GOTMPDIR: a Go that is killed leaves its work there and not in /tmp.
     environment = {
@@ -123,6 +131,10 @@ def _go_build(go: Path, partial: Path, *, version: str, progress: Progress) -> N
     if last is not None:
         raise BinariesError(f"go build failed; its last lines:\n{last}")
     progress.say("built")
+
+
+def _package(name: str) -> str:
+    return _ETCD_PACKAGE if name == "etcd" else f"k8s.io/kubernetes/cmd/{name}"
 
 
 def _linker_flags(version: str) -> str:
