@@ -1,0 +1,1 @@
+"""nfs-client-provisioner: volumes as directories on existing NFS servers."""
