@@ -1,0 +1,262 @@
+"""One volume from dirty to clean, with progress that survives a kill.
+
+What is on record is always behind what is on the disk: a step is recorded once it has been synced,
+so after a kill some bytes are wiped twice and none is left out.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import msgspec
+
+from external_storage import get_logger
+from external_storage.worker import WorkerDied, WorkerError, WorkerProcess
+from local_volume_provisioner.cleaning import blocks, commands, directories
+from local_volume_provisioner.cleaning.commands import CommandFailed
+from local_volume_provisioner.cleaning.directories import MountTask
+from local_volume_provisioner.cleaning.guard import DeviceTask, Refused
+from local_volume_provisioner.config import ClassConfig
+from local_volume_provisioner.ledger import Ledger, Record, SavedClass, Use
+from local_volume_provisioner.methods import MKFS, Method, MethodKind
+from local_volume_provisioner.scan import Candidate, Kind
+
+log = get_logger(__name__)
+
+_DIRECTORY_S = 5.0
+_CALL_S = 30.0
+"""For what a directory is looked at and opened, on top."""
+
+
+class Stopped(Exception):
+    """The agent is stopping, or nobody wants it any more: it goes on another time."""
+
+
+class CleaningFailed(Exception):
+    """Why; what had been done is done."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """How long one call may take, in seconds."""
+
+    step_s: float
+    command_s: float
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far the wipe of one path has come."""
+
+    done: int = 0
+    """Bytes, over all passes."""
+    total: int = 0
+    """0: nobody can tell, as with a command or a directory."""
+    since: float = 0.0
+    """When this run began; on a monotonic clock."""
+
+    @property
+    def ratio(self) -> float:
+        return self.done / self.total if self.total else 0.0
+
+
+class Cleaner:
+    """Cleans volumes, each in a process of its own; safe to use from threads."""
+
+    def __init__(self, ledger: Ledger, limits: Limits, run_directory: str) -> None:
+        self._ledger = ledger
+        self._limits = limits
+        self._run_directory = run_directory
+        self._lock = threading.Lock()
+        self._workers: dict[str, WorkerProcess] = {}
+        self._stopping = False
+        self.progress: dict[str, Progress] = {}
+        """By path, of what is being cleaned now."""
+
+    def stop(self) -> None:
+        """End all processes at once; what they have not recorded is done again later."""
+        with self._lock:
+            self._stopping = True
+            workers = list(self._workers.values())
+        for worker in workers:
+            worker.close()
+
+    def clean(
+        self,
+        candidate: Candidate,
+        config: ClassConfig,
+        *,
+        uid: str,
+        wanted: Callable[[], bool],
+        tell: Callable[[Progress], None] = lambda _: None,
+    ) -> None:
+        """Clean it and record that it is clean.
+
+        Args:
+            candidate: as it was found just now; its identity has been compared.
+            config: with which method.
+            uid: of the volume, empty when it has none any more.
+            wanted: asked between steps: nobody uses it, nobody has called it off.
+            tell: told after each step.
+
+        Raises:
+            CleaningFailed, Stopped, Refused.
+        """
+        record = self._begin(candidate, config, uid)
+        worker = WorkerProcess(f"clean {candidate.path}")
+        progress = Progress(since=time.monotonic())
+        with self._lock:
+            if self._stopping:
+                raise Stopped
+            self._workers[candidate.path] = worker
+            self.progress[candidate.path] = progress
+        try:
+            job = _Job(self, worker, candidate, config, record, progress, wanted, tell)
+            job.run()
+        except WorkerDied as error:
+            if self._stopping:
+                raise Stopped from error
+            raise CleaningFailed(str(error)) from error
+        except (WorkerError, CommandFailed, OSError) as error:
+            raise CleaningFailed(_reason(error)) from error
+        finally:
+            with self._lock:
+                del self._workers[candidate.path], self.progress[candidate.path]
+            worker.close()
+        done = msgspec.structs.replace(
+            job.record, use=Use.CLEAN, passes_done=0, bytes_done=0, method=""
+        )
+        self._ledger.write([done])
+
+    def _begin(self, candidate: Candidate, config: ClassConfig, uid: str) -> Record:
+        """Before the first byte; the progress of an earlier life counts if nothing has changed."""
+        method = "delete files" if candidate.kind is Kind.MOUNT else str(config.method)
+        fresh = Record(
+            path=candidate.path,
+            saved_class=SavedClass.of(config),
+            use=Use.CLEANING,
+            identity=candidate.identity,
+            uid=uid,
+            method=method,
+        )
+        old = self._ledger.get(candidate.path)
+        if (
+            old is not None
+            and old.use is Use.CLEANING
+            and (old.uid, old.method, old.identity) == (uid, method, candidate.identity)
+        ):
+            fresh = msgspec.structs.replace(
+                fresh, passes_done=old.passes_done, bytes_done=old.bytes_done
+            )
+        self._ledger.write([fresh])
+        return fresh
+
+    def checkpoint(self, record: Record) -> None:
+        self._ledger.write([record])
+
+    @property
+    def limits(self) -> Limits:
+        return self._limits
+
+    @property
+    def run_directory(self) -> str:
+        return self._run_directory
+
+    def is_stopping(self) -> bool:
+        return self._stopping
+
+
+@dataclass(slots=True)
+class _Job:
+    """One run of one wipe."""
+
+    cleaner: Cleaner
+    worker: WorkerProcess
+    candidate: Candidate
+    config: ClassConfig
+    record: Record
+    progress: Progress
+    wanted: Callable[[], bool]
+    tell: Callable[[Progress], None]
+
+    def run(self) -> None:
+        if self.candidate.kind is Kind.MOUNT:
+            self._directory()
+        elif self.config.method.in_place:
+            self._blocks(self.config.method)
+        else:
+            self._command(self.config.method)
+
+    def _task(self) -> DeviceTask:
+        found = self.candidate
+        return DeviceTask(found.mount_path, found.number, found.identity)
+
+    def _check(self) -> None:
+        if self.cleaner.is_stopping() or not self.wanted():
+            raise Stopped
+
+    def _directory(self) -> None:
+        found = self.candidate
+        task = MountTask(found.mount_path, found.number, found.identity)
+        limit = _DIRECTORY_S + self.cleaner.limits.step_s
+        while True:
+            self._check()
+            if self.worker.call(directories.clean, task, _DIRECTORY_S, timeout_s=limit):
+                return
+            self.tell(self.progress)
+
+    def _blocks(self, method: Method) -> None:
+        limit = self.cleaner.limits.step_s
+        size = self.worker.call(blocks.begin, self._task(), method, timeout_s=_CALL_S)
+        if method.kind is not MethodKind.SIGNATURES:
+            self.progress.total = size * method.passes
+            for number in range(self.record.passes_done, method.passes):
+                self._pass(method, size, is_last=number == method.passes - 1)
+        self._check()
+        self.worker.call(blocks.finish, timeout_s=limit)
+
+    def _pass(self, method: Method, size: int, *, is_last: bool) -> None:
+        while self.record.bytes_done < size:
+            self._check()
+            offset = self.record.bytes_done
+            length = min(blocks.STEP[method.kind], size - offset)
+            random = method.kind is MethodKind.OVERWRITE and not is_last
+            self.worker.call(
+                blocks.step, offset, length, random, timeout_s=self.cleaner.limits.step_s
+            )
+            self._advance(passes=self.record.passes_done, offset=offset + length, size=size)
+        self._advance(passes=self.record.passes_done + 1, offset=0, size=size)
+
+    def _advance(self, *, passes: int, offset: int, size: int) -> None:
+        self.record = msgspec.structs.replace(self.record, passes_done=passes, bytes_done=offset)
+        self.cleaner.checkpoint(self.record)
+        self.progress.done = passes * size + offset
+        self.tell(self.progress)
+
+    def _command(self, method: Method) -> None:
+        self._check()
+        limit, directory = self.cleaner.limits.command_s, self.cleaner.run_directory
+        if method.kind is MethodKind.REFORMAT:
+            mkfs = MKFS[self.config.fs_type or "ext4"]
+            said = self.worker.call(
+                commands.reformat, self._task(), mkfs, directory, timeout_s=limit
+            )
+        else:
+            said = self.worker.call(
+                commands.run, self._task(), method.command, directory, timeout_s=limit
+            )
+        for line in said.splitlines():
+            log.info("the cleaning command said", path=self.candidate.path, line=line)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror or error}"
+    return str(error)
+
+
+__all__ = ["Cleaner", "CleaningFailed", "Limits", "Progress", "Refused", "Stopped"]
