@@ -9,17 +9,29 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from external_storage.testing.cluster import layout
 from external_storage.testing.cluster.cluster import Cluster
 from external_storage.testing.cluster.deployed import Deployed, Site
 from external_storage.testing.cluster.existing import ExistingCluster
 from external_storage.testing.cluster.space import Space
+from external_storage.testing.guest import Guest
 
 _TOOLS = "busybox"
+_EXPORTED = "/srv/scenarios"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NfsExport:
+    """A directory that nodes can mount, with no_root_squash."""
+
+    server: str
+    path: str
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -33,6 +45,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=[],
         metavar="NAME=REFERENCE",
         help="where the given cluster finds an image; 'busybox' is what test pods run",
+    )
+    group.addoption(
+        "--nfs-export",
+        metavar="SERVER:/PATH",
+        help="a directory that the given cluster's nodes can mount, for scenarios to fill",
     )
     group.addoption("--images", type=Path, help="the directory of hack/build-images --archive")
 
@@ -57,15 +74,32 @@ def site(request: pytest.FixtureRequest, images: Mapping[str, str]) -> Iterator[
 
 
 @pytest.fixture(scope="session")
-def kernel_node(request: pytest.FixtureRequest, site: Site) -> str:
-    """A node whose kernel mounts NFS and iSCSI: of a cluster of our own, a guest that is added."""
+def joined_guest(request: pytest.FixtureRequest, site: Site) -> Guest | None:
+    """The virtual machine that is added to a cluster of our own; none to one that is given."""
     if not isinstance(site, Cluster):
-        return site.kernel_node_name
+        return None
     # Before it starts: it would take minutes to unpack them itself.
     for archive in sorted(_archives(request.config).glob("*.tar")):
         site.load_image(archive)
-    site.add_guest()
-    return site.guest_name
+    return site.add_guest()
+
+
+@pytest.fixture(scope="session")
+def kernel_node(site: Site, joined_guest: Guest | None) -> str:
+    """A node whose kernel mounts NFS and iSCSI: of a cluster of our own, a guest that is added."""
+    return site.guest_name if isinstance(site, Cluster) else site.kernel_node_name
+
+
+@pytest.fixture(scope="session")
+def nfs_export(request: pytest.FixtureRequest, joined_guest: Guest | None) -> NfsExport:
+    """A directory of an NFS server: of a cluster of our own, of the guest's kernel."""
+    if joined_guest is not None:
+        joined_guest.serve_nfs(_EXPORTED)
+        return NfsExport(server=layout.GUEST_ADDRESS, path=_EXPORTED)
+    server, _, path = (request.config.getoption("--nfs-export") or "").rpartition(":")
+    if not server or not path.startswith("/"):
+        pytest.skip("on an existing cluster it needs --nfs-export SERVER:/PATH")
+    return NfsExport(server=server, path=path)
 
 
 @pytest.fixture(scope="module")
