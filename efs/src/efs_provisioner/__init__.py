@@ -1,0 +1,1 @@
+"""efs-provisioner: directories as volumes."""

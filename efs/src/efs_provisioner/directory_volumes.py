@@ -1,0 +1,275 @@
+"""Volumes that are directories, mounted by NFS: what efs-provisioner's volumes are.
+
+No call of AWS is made for any. The directory, its owner and its record are made on the file system
+itself, which the kubelet has mounted into our pod (``external_storage.shares``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from efs_provisioner.facts import Facts
+from efs_provisioner.file_systems import FileSystem
+from efs_provisioner.known_volumes import KnownVolumes
+from efs_provisioner.parameters import EfsParameters, OnDelete
+from efs_provisioner.stored import (
+    FILE_SYSTEM,
+    FIXED_GID,
+    ON_DELETE,
+    PATH,
+    file_system_of,
+    on_delete_of,
+)
+from external_storage import (
+    AssetRecord,
+    AssetState,
+    Infeasible,
+    PersistentVolume,
+    ProvisionedVolume,
+    ProvisioningFailed,
+    ProvisionRequest,
+    get_logger,
+)
+from external_storage.gid_allocator import GidsExhausted
+from external_storage.path_template import BadExpansion
+from external_storage.shares import Ownership, ShareDirectories, check_path
+from external_storage.shares.location import below, same_server
+
+log = get_logger(__name__)
+
+MOUNT_OPTIONS: Final = (
+    "nfsvers=4.1",
+    "rsize=1048576",
+    "wsize=1048576",
+    "hard",
+    "timeo=600",
+    "retrans=2",
+    "noresvport",
+)
+"""What AWS advises; a class that has some of its own has them all, as with efs-provisioner."""
+
+GID: Final = "gid"
+"""Key of a record's details."""
+_FOR_GROUP: Final = 0o2771
+_FOR_EVERYBODY: Final = 0o777
+_MAX_NAME: Final = 255
+
+Request = ProvisionRequest[EfsParameters]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Place:
+    """A mounted file system and what is done on it."""
+
+    system: FileSystem
+    directories: ShareDirectories
+
+
+class DirectoryVolumes:
+    """Makes and deletes them; safe to use from threads."""
+
+    def __init__(
+        self,
+        systems: Mapping[str, FileSystem],
+        shares: Mapping[str, ShareDirectories],
+        *,
+        facts: Facts,
+        known: KnownVolumes,
+        keep_archives_s: float | None,
+    ) -> None:
+        """``shares``: of the file systems that are mounted in our pod, by id."""
+        self._systems = systems
+        self._places = {
+            id: _Place(system=systems[id], directories=share) for id, share in shares.items()
+        }
+        self._facts = facts
+        self._known = known
+        self._keep_archives_s = keep_archives_s
+
+    def file_system_of(self, volume: PersistentVolume) -> str | None:
+        """The file system of any volume, also of one that efs-provisioner made."""
+        found = file_system_of(volume)
+        if found is not None or volume.spec.nfs is None:
+            return found
+        for id, system in self._systems.items():
+            if system.server and same_server(system.server, volume.spec.nfs.server):
+                return id
+        return None
+
+    # -- making
+
+    def provision(self, request: Request) -> ProvisionedVolume:
+        """The directory of a claim: made now, or in an earlier try."""
+        parameters, name = request.parameters, request.volume_name
+        place = self._choose(request)
+        system = place.system
+        path = _path(request)
+        server, affinity = system.server, None
+        if parameters.az:
+            server = self._facts.address(system.id, parameters.az)
+        if parameters.enforce_zone_affinity:
+            affinity = self._facts.affinity(system.id)
+        on_delete = parameters.on_delete or OnDelete.DELETE
+        gid = self._gid(request, place)
+        try:
+            made = place.directories.make(
+                name,
+                claim=request.claim,
+                path=path,
+                ownership=_ownership(parameters, gid),
+                adopt=not parameters.ensure_unique_directory,
+                details={GID: gid},
+            )
+        except ValueError as error:
+            raise Infeasible(f"no directory for the volume: {error}") from error
+        annotations = {FILE_SYSTEM: system.id, PATH: made.path, ON_DELETE: on_delete.value}
+        if parameters.gid is not None:
+            annotations[FIXED_GID] = "true"
+        return ProvisionedVolume(
+            source={"nfs": {"server": server, "path": made.server_path}},
+            mount_options=() if request.storage_class.mount_options else MOUNT_OPTIONS,
+            gid=gid,
+            node_affinity=affinity,
+            annotations=annotations,
+        )
+
+    def _choose(self, request: Request) -> _Place:
+        """Where an earlier try began, else the class's, else the one with the fewest volumes."""
+        for place in self._places.values():
+            if request.volume_name in place.directories.records:
+                return place
+        wanted = request.parameters.file_system_id
+        if wanted is not None:
+            return self._at(wanted)
+        if not self._places:
+            raise Infeasible(_not_mounted(", ".join(self._systems)))
+        usable = [p for p in self._places.values() if p.directories.problem() is None]
+        # If none is, the first one says why.
+        return min(usable or self._places.values(), key=lambda p: self._known.count(p.system.id))
+
+    def _at(self, file_system: str) -> _Place:
+        if file_system not in self._systems:
+            raise Infeasible(
+                f"file system {file_system} is none of this provisioner's, which are "
+                f"{', '.join(self._systems)}"
+            )
+        if file_system not in self._places:
+            raise Infeasible(_not_mounted(file_system))
+        return self._places[file_system]
+
+    def _gid(self, request: Request, place: _Place) -> int | None:
+        """The volume's group; kept until its end, for a directory may have been made with it."""
+        parameters = request.parameters
+        if not parameters.allocates_gid:
+            return parameters.gid
+        table = self._known.gids(place.system.id)
+        record = place.directories.records.get(request.volume_name)
+        before = record.details.get(GID) if record is not None else None
+        if record is not None and isinstance(before, int):
+            if table.take(request.volume_name, before) or record.state is AssetState.PUBLISHED:
+                return before
+            # Another volume has got it since: the directory is made anew, nobody has used it.
+            place.directories.discard(record)
+        low, high = parameters.gid_range
+        try:
+            return table.allocate(request.volume_name, minimum=low, maximum=high)
+        except GidsExhausted as error:
+            raise ProvisioningFailed(str(error)) from error
+
+    # -- ending
+
+    def delete(self, volume: PersistentVolume) -> None:
+        """End the directory of a volume as was promised when it was made."""
+        id = self.file_system_of(volume)
+        place = self._places.get(id or "")
+        if id is None or place is None:
+            raise ProvisioningFailed(
+                f"{_not_mounted(id)}: nothing is removed"
+                if id in self._systems
+                else "the volume is on no file system of this provisioner: nothing is removed"
+            )
+        relative = self._relative(volume, place)
+        on_delete = on_delete_of(volume) or OnDelete.DELETE
+        directories = place.directories
+        if volume.name not in directories.records:
+            self._refuse_unknown(volume, place, relative)
+        if on_delete is OnDelete.RETAIN:
+            ended = directories.keep(volume.name)
+        elif on_delete is OnDelete.ARCHIVE:
+            keep_s = self._keep_archives_s
+            ended = directories.archive(volume.name, path=relative, keep_s=keep_s)
+        else:
+            ended = directories.remove(volume.name, path=relative)
+        # Not before the data is out of reach: the next one with this group could read it.
+        self._known.gids(id).release(volume.name)
+        log.info("a directory has ended", volume=volume.name, ending=ended.ending.value)
+
+    def discard(self, record: AssetRecord) -> None:
+        """Undo what was begun for a claim that is gone."""
+        for id, place in self._places.items():
+            if record.name in place.directories.records:
+                place.directories.discard(record)
+                self._known.gids(id).release(record.name)
+
+    def _relative(self, volume: PersistentVolume, place: _Place) -> str:
+        path = volume.spec.nfs.path if volume.spec.nfs is not None else ""
+        relative = below(place.system.path, path)
+        if relative is None:
+            raise ProvisioningFailed(
+                f"the volume's path {path!r} is not below {place.system.path} of "
+                f"{place.system}: nothing is removed"
+            )
+        return relative
+
+    def _refuse_unknown(self, volume: PersistentVolume, place: _Place, relative: str) -> None:
+        """Without a record only a directory that is named after the volume, as efs-provisioner
+        named them all, is known to be its own."""
+        problem = place.directories.problem()
+        if problem is not None:
+            raise ProvisioningFailed(problem)
+        reference = volume.spec.claim_ref
+        claim = reference.name if reference is not None else ""
+        is_named = relative.rpartition("/")[2] == f"{claim}-{volume.name}"
+        if is_named and FILE_SYSTEM not in volume.metadata.annotations:
+            return
+        if place.directories.exists(relative):
+            raise ProvisioningFailed(
+                f"there is no record that the directory {relative} is this volume's: nothing is "
+                "removed"
+            )
+
+
+def _path(request: Request) -> str:
+    parameters = request.parameters
+    template = parameters.path_template()
+    try:
+        if template is None:
+            # As efs-provisioner: the claim's name for people, the volume's to make it unique.
+            most = _MAX_NAME - len(request.volume_name) - 1
+            relative = f"{request.claim.name[:most]}-{request.volume_name}"
+        else:
+            relative = template.path(request.claim, volume_name=request.volume_name)
+            if parameters.ensure_unique_directory:
+                relative = f"{relative}-{request.claim.uid}"
+        path = f"{parameters.base_path.strip('/')}/{relative}".lstrip("/")
+        check_path(path)
+    except (BadExpansion, ValueError) as error:
+        raise Infeasible(f"no directory for the volume: {error}") from error
+    return path
+
+
+def _ownership(parameters: EfsParameters, gid: int | None) -> Ownership:
+    mode = _FOR_EVERYBODY if gid is None else _FOR_GROUP
+    if parameters.directory_perms:
+        mode = int(parameters.directory_perms, 8)
+    uid = -1 if parameters.uid is None else parameters.uid
+    return Ownership(uid=uid, gid=-1 if gid is None else gid, mode=mode)
+
+
+def _not_mounted(file_system: str | None) -> str:
+    return (
+        f"file system {file_system} is not mounted in the provisioner's pod, as directories need "
+        "it: give the pod an nfs volume of it"
+    )

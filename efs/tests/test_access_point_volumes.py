@@ -1,0 +1,514 @@
+"""Access points as volumes: what each call does in EFS, without a control plane."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import TYPE_CHECKING, Any, cast
+
+import msgspec
+import pytest
+
+from efs_provisioner.access_point_directories import AccessPointDirectories
+from efs_provisioner.access_point_volumes import AccessPointVolumes
+from efs_provisioner.aws import Aws
+from efs_provisioner.facts import Facts
+from efs_provisioner.known_volumes import KnownVolumes
+from efs_provisioner.parameters import EfsParameters
+from efs_provisioner.settings import EfsSettings
+from efs_provisioner.stored import ON_DELETE, PATH, file_system_of, handle_of
+from efs_provisioner.tags import Owner
+from external_storage import (
+    Context,
+    Infeasible,
+    PersistentVolume,
+    ProvisionedVolume,
+    ProvisioningFailed,
+    ProvisioningInBackground,
+    ProvisionRequest,
+    Unchanged,
+)
+from external_storage.deadline import NEVER
+from external_storage.kube.names import INTENT_FINALIZER
+from external_storage.metrics import Metrics
+from external_storage.testing import builders
+
+if TYPE_CHECKING:
+    from tests.faulty_efs import FaultyEfs
+
+Request = ProvisionRequest[EfsParameters]
+
+
+class Cluster:
+    """What the API server would be asked, and told."""
+
+    def __init__(self) -> None:
+        self.saved: set[str] = set()
+        self.warnings: list[str] = []
+
+    def find(self, _kind: object, name: str) -> str | None:
+        return name if name in self.saved else None
+
+    def warning(self, _about: object, _reason: str, text: str) -> None:
+        self.warnings.append(text)
+
+
+@cache
+def _aws(_url: str) -> Aws:
+    """One for all tests: boto3 takes a third of a second for each client."""
+    return Aws("us-east-1")
+
+
+class Rig:
+    """The volumes of one process; another process has the same settings and no memory."""
+
+    def __init__(self, efs: FaultyEfs, *file_systems: str, cluster: str = "one") -> None:
+        self.efs = efs
+        self.cluster = Cluster()
+        self.settings = EfsSettings.from_texts(
+            {
+                "provisioner_name": builders.PROVISIONER,
+                "file_system_id": ",".join(file_systems),
+                "aws_region": "us-east-1",
+                "tags": "team:storage",
+            }
+        )
+        client = cast(Any, self.cluster)
+        aws = _aws(efs.url)
+        names = self.settings.names
+        self.known = KnownVolumes(
+            client, names=names, file_systems=file_systems, file_system_of=file_system_of
+        )
+        self.volumes = AccessPointVolumes(
+            self.settings,
+            Context(
+                name=builders.PROVISIONER,
+                namespace="default",
+                client=client,
+                events=client,
+                metrics=Metrics(),
+            ),
+            aws=aws,
+            facts=Facts(aws),
+            known=self.known,
+            file_systems=file_systems,
+            owner=lambda: Owner(cluster, names),
+            directories=AccessPointDirectories({}, {}, keep_archives_s=None),
+        )
+
+    def provision(self, request: Request) -> ProvisionedVolume:
+        return self.volumes.provision(request)
+
+    def made(self) -> dict[str, Any]:
+        """The only access point there is."""
+        [found] = self.efs.access_points()
+        return found
+
+
+def request(
+    name: str = "data", *, claim_uid: str | None = None, after_restart: bool = False, **given: Any
+) -> Request:
+    """Of a claim; ``after_restart`` with the intent of a process that is gone."""
+    claim = builders.claim(name=name, namespace="team", uid=claim_uid)
+    if after_restart:
+        meta = msgspec.structs.replace(claim.metadata, finalizers=(INTENT_FINALIZER,))
+        claim = msgspec.structs.replace(claim, metadata=meta)
+    return ProvisionRequest(
+        volume_name=f"pvc-{claim.uid}",
+        claim=claim,
+        storage_class=builders.storage_class(),
+        parameters=EfsParameters.from_class({"provisioningMode": "efs-ap", **given}),
+        capacity=1 << 30,
+        selected_node=None,
+        deadline=NEVER,
+    )
+
+
+def saved(name: str, made: ProvisionedVolume) -> PersistentVolume:
+    """The volume as the library saves it."""
+    fields = {
+        "metadata": {"name": name, "annotations": dict(made.annotations)},
+        "spec": dict(made.source),
+    }
+    return msgspec.convert(fields, PersistentVolume)
+
+
+@pytest.fixture
+def file_system(efs: FaultyEfs) -> str:
+    return efs.make_file_system(targets=True)
+
+
+@pytest.fixture
+def rig(efs: FaultyEfs, file_system: str) -> Rig:
+    return Rig(efs, file_system)
+
+
+# -- what is made
+
+
+def test_the_volume_is_what_the_csi_driver_mounts(rig: Rig, file_system: str) -> None:
+    asked = request()
+    volume = rig.provision(asked)
+    made = rig.made()
+    handle = f"{file_system}::{made['AccessPointId']}"
+    assert volume.source == {"csi": {"driver": "efs.csi.aws.com", "volumeHandle": handle}}
+    assert made["RootDirectory"] == {
+        "Path": f"/{asked.volume_name}",
+        "CreationInfo": {"OwnerUid": 50_000, "OwnerGid": 50_000, "Permissions": "700"},
+    }
+    assert made["PosixUser"] == {"Uid": 50_000, "Gid": 50_000}
+    assert volume.gid == 50_000
+    assert volume.annotations[PATH] == f"/{asked.volume_name}"
+    assert volume.annotations[ON_DELETE] == "retain"
+
+
+def test_its_tags_say_whose_it_is_and_what_the_admin_wants(rig: Rig) -> None:
+    asked = request(tags=r"cost\ centre:a\:b")
+    rig.provision(asked)
+    tags = {tag["Key"]: tag["Value"] for tag in rig.made()["Tags"]}
+    assert tags == {
+        "Name": asked.volume_name,
+        "external-storage/cluster": "one",
+        "external-storage/provisioner": builders.PROVISIONER,
+        "external-storage/volume": asked.volume_name,
+        "external-storage/claim": "team/data",
+        "external-storage/claim-uid": asked.claim.uid,
+        "team": "storage",
+        "cost centre": "a:b",
+    }
+
+
+def test_a_class_chooses_owner_mode_and_path(rig: Rig) -> None:
+    asked = request(
+        claim_uid="7e0e0a0c-0000-4000-8000-000000000001",
+        basePath="/tenants/",
+        subPathPattern="${.PVC.namespace}/${.PVC.name}",
+        directoryPerms="0750",
+        gidRangeStart="70000",
+        gidRangeEnd="70001",
+    )
+    rig.provision(asked)
+    root = rig.made()["RootDirectory"]
+    assert root["Path"] == "/tenants/team/data-7e0e0a0c-0000-4000-8000-000000000001"
+    assert root["CreationInfo"] == {"OwnerUid": 70000, "OwnerGid": 70000, "Permissions": "0750"}
+
+
+def test_a_fixed_owner_is_taken_and_not_told_to_pods(rig: Rig) -> None:
+    volume = rig.provision(request(uid="1", gid="2"))
+    assert rig.made()["PosixUser"] == {"Uid": 1, "Gid": 2}
+    assert volume.gid is None
+
+
+def test_a_predictable_path_is_what_the_pattern_says(rig: Rig) -> None:
+    rig.provision(request(subPathPattern="${.PVC.name}", ensureUniqueDirectory="false"))
+    assert rig.made()["RootDirectory"]["Path"] == "/data"
+
+
+def test_a_zone_gives_the_address_of_its_mount_target(
+    rig: Rig, efs: FaultyEfs, file_system: str
+) -> None:
+    zone, address = next(iter(efs.targets(file_system).items()))
+    volume = rig.provision(request(az=zone))
+    assert volume.source["csi"]["volumeAttributes"] == {"mounttargetip": address}
+    with pytest.raises(
+        Infeasible, match=f"no mount target in eu-west-1a: there are some in.*{zone}"
+    ):
+        rig.provision(request("other", az="eu-west-1a"))
+    assert len(efs.access_points()) == 1
+
+
+def test_a_one_zone_file_system_keeps_its_volumes_to_its_zone(efs: FaultyEfs) -> None:
+    rig = Rig(efs, efs.make_file_system(zone="us-east-1c"))
+    affinity = rig.provision(request(enforceZoneAffinity="true")).node_affinity
+    assert affinity is not None
+    assert affinity.required is not None
+    [term] = affinity.required.node_selector_terms
+    assert [(e.key, e.operator, e.values) for e in term.match_expressions] == [
+        ("topology.kubernetes.io/zone", "In", ("us-east-1c",))
+    ]
+
+
+def test_a_regional_file_system_binds_nobody(rig: Rig) -> None:
+    assert rig.provision(request(enforceZoneAffinity="true")).node_affinity is None
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"basePath": "/a/b/c/d"}, "5 levels"),
+        ({"subPathPattern": "x" * 99, "basePath": "/b"}, "139 characters"),
+        ({"subPathPattern": "${.PVC.labels.team:-.hidden}"}, "begins with a dot"),
+        ({"subPathPattern": "a&b"}, "takes none of"),
+        ({"subPathPattern": "${.PVC.labels.team}"}, "no label 'team'"),
+        ({"fileSystemId": "fs-0123456789abcdef0"}, "none of this provisioner's"),
+        ({"onDelete": "delete"}, "not mounted in the provisioner's pod"),
+    ],
+)
+def test_what_cannot_be_made_is_told_before_aws_is_asked(
+    rig: Rig, efs: FaultyEfs, given: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(Infeasible, match=told):
+        rig.provision(request(**given))
+    assert "CreateAccessPoint" not in efs.operations()
+
+
+# -- calls
+
+
+def test_a_volume_costs_one_call_to_make_and_one_to_delete(rig: Rig, efs: FaultyEfs) -> None:
+    count = 20
+    asked = [request(f"data-{number}") for number in range(count)]
+    volumes = [saved(each.volume_name, rig.provision(each)) for each in asked]
+    for volume in volumes:
+        rig.volumes.delete(volume)
+    assert efs.operations() == {
+        "CreateAccessPoint": count,
+        "DeleteAccessPoint": count,
+        # Once a file system and process.
+        "DescribeAccessPoints": 1,
+    }
+    assert efs.access_points() == []
+
+
+# -- once and only once
+
+
+def test_called_again_it_finds_its_own_work(rig: Rig, efs: FaultyEfs) -> None:
+    asked = request()
+    assert rig.provision(asked) == rig.provision(asked)
+    assert len(efs.access_points()) == 1
+
+
+@pytest.mark.parametrize("fault", ["lost", "failing"])
+def test_an_answer_that_is_lost_is_asked_for_again(rig: Rig, efs: FaultyEfs, fault: str) -> None:
+    getattr(efs, fault)["CreateAccessPoint"] = 1
+    asked = request()
+    with pytest.raises(ProvisioningInBackground):
+        rig.provision(asked)
+    volume = rig.provision(asked)
+    assert volume.source["csi"]["volumeHandle"].endswith(rig.made()["AccessPointId"])
+    assert volume.gid == rig.made()["PosixUser"]["Gid"]
+
+
+def test_after_a_restart_what_was_made_is_adopted(
+    rig: Rig, efs: FaultyEfs, file_system: str
+) -> None:
+    before = rig.provision(request())
+    after = Rig(efs, file_system).provision(request(after_restart=True))
+    assert after == before
+    assert len(efs.access_points()) == 1
+
+
+def test_a_refusal_after_a_restart_ends_nothing(rig: Rig, efs: FaultyEfs, file_system: str) -> None:
+    """The finalizer of the claim must stay: the process before has made an access point."""
+    rig.provision(request())
+    efs.denied.add("CreateAccessPoint")
+    with pytest.raises(Unchanged, match="denies"):
+        Rig(efs, file_system).provision(request(after_restart=True))
+    gone = Rig(efs, file_system, "fs-0123456789abcdef0")
+    efs.clear_faults()
+    with pytest.raises(Unchanged, match="none of this provisioner's"):
+        gone.provision(request(after_restart=True, fileSystemId="fs-00000000000000000"))
+
+
+def test_a_refusal_of_a_new_claim_is_told_as_one(rig: Rig, efs: FaultyEfs) -> None:
+    efs.denied.add("CreateAccessPoint")
+    for again in (False, True):
+        with pytest.raises(ProvisioningFailed, match="denies"):
+            rig.provision(request(after_restart=again))
+
+
+def test_an_access_point_of_the_same_token_and_other_tags_is_not_touched(
+    rig: Rig, efs: FaultyEfs
+) -> None:
+    rig.provision(request())
+    efs.retag(rig.made()["AccessPointId"], "external-storage/volume", "another")
+    with pytest.raises(Infeasible, match="not its tags: it is not touched"):
+        rig.provision(request())
+    assert len(efs.access_points()) == 1
+
+
+def test_another_cluster_with_the_same_claim_gets_its_own(
+    rig: Rig, efs: FaultyEfs, file_system: str
+) -> None:
+    """A cluster that was restored from a backup has the same UIDs."""
+    rig.provision(request())
+    Rig(efs, file_system, cluster="two").provision(request())
+    assert len(efs.access_points()) == 2
+
+
+def test_a_gid_that_another_volume_got_meanwhile_is_not_used_twice(
+    rig: Rig, efs: FaultyEfs, file_system: str
+) -> None:
+    """The leader before us has made it and not saved it; we have given its gid away since."""
+    other = Rig(efs, file_system)
+    first = other.provision(request("first"))
+    rig.volumes.of(file_system).listed = True  # before that, as a standby that led once
+    second = rig.provision(request("second"))
+    assert first.gid == second.gid
+    with pytest.raises(Unchanged, match="did not fit and is deleted"):
+        rig.provision(request("first", after_restart=True))
+    again = rig.provision(request("first", after_restart=True))
+    assert again.gid != second.gid
+    gids = [point["PosixUser"]["Gid"] for point in efs.access_points()]
+    assert set(gids) == {again.gid, second.gid}
+
+
+def test_what_does_not_fit_is_never_deleted_when_a_volume_leads_to_it(
+    rig: Rig, efs: FaultyEfs, file_system: str
+) -> None:
+    asked = request("first")
+    Rig(efs, file_system).provision(asked)
+    rig.volumes.of(file_system).listed = True
+    rig.provision(request("second"))
+    rig.cluster.saved.add(asked.volume_name)
+    with pytest.raises(Unchanged, match="is there already"):
+        rig.provision(asked)
+    assert len(efs.access_points()) == 2
+
+
+def test_gids_of_others_on_the_file_system_are_left_to_them(
+    rig: Rig, efs: FaultyEfs, file_system: str
+) -> None:
+    efs.add_access_points(file_system, 5, first_gid=50_000)
+    assert rig.provision(request()).gid == 50_005
+
+
+def test_no_gid_is_given_twice_in_200_claims_at_once(rig: Rig, efs: FaultyEfs) -> None:
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda n: rig.provision(request(f"data-{n}")), range(200)))
+    gids = [point["PosixUser"]["Gid"] for point in efs.access_points()]
+    assert len(set(gids)) == len(gids) == 200
+
+
+def test_a_full_range_names_the_parameters(rig: Rig) -> None:
+    narrow: dict[str, Any] = {"gidRangeStart": "60000", "gidRangeEnd": "60000"}
+    rig.provision(request("one", **narrow))
+    with pytest.raises(ProvisioningFailed, match=r"60000 to 60000.*widen gidRangeStart"):
+        rig.provision(request("two", **narrow))
+
+
+# -- several file systems
+
+
+def test_the_one_with_the_fewest_access_points_is_chosen(efs: FaultyEfs) -> None:
+    full, empty = efs.make_file_system(), efs.make_file_system()
+    efs.add_access_points(full, 3, first_gid=1)
+    rig = Rig(efs, full, empty)
+    for number in range(7):
+        rig.provision(request(f"data-{number}"))
+    assert (len(efs.access_points(full)), len(efs.access_points(empty))) == (5, 5)
+
+
+def test_a_full_file_system_is_passed_over(efs: FaultyEfs) -> None:
+    one, other = efs.make_file_system(), efs.make_file_system()
+    efs.add_access_points(other, 1, first_gid=1)
+    efs.limit = 1
+    rig = Rig(efs, one, other)
+    rig.provision(request("first"))
+    efs.limit = 2
+    rig.provision(request("second"))
+    efs.limit = 1
+    with pytest.raises(ProvisioningFailed, match="no room for another access point"):
+        rig.provision(request("third"))
+
+
+def test_what_was_made_on_one_is_found_whichever_is_tried_next(efs: FaultyEfs) -> None:
+    one, other = efs.make_file_system(), efs.make_file_system()
+    rig = Rig(efs, one, other)
+    efs.lost["CreateAccessPoint"] = 1
+    with pytest.raises(ProvisioningInBackground):
+        rig.provision(request())
+    efs.add_access_points(one, 3, first_gid=1)
+    rig.volumes.refresh()
+    volume = rig.provision(request())
+    assert volume.source["csi"]["volumeHandle"].startswith(f"{one}::")
+    assert efs.access_points(other) == []
+    assert len(rig.known.gids(other)) == 0
+
+
+# -- deleting
+
+
+def test_deleting_twice_is_a_success(rig: Rig, efs: FaultyEfs) -> None:
+    asked = request()
+    volume = saved(asked.volume_name, rig.provision(asked))
+    for _ in range(2):
+        rig.volumes.delete(volume)
+    assert efs.access_points() == []
+    assert len(rig.known.gids(str(file_system_of(volume)))) == 0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda fields: fields["metadata"].update(name="pvc-of-another"),
+        lambda fields: fields["spec"]["csi"].update(driver="another.example.com"),
+        lambda fields: fields["spec"]["csi"].update(volumeHandle="fs-01234567"),
+        lambda fields: fields["spec"]["csi"].update(volumeHandle="fs-01234567::fsap-01234567"),
+    ],
+    ids=["name", "driver", "no-access-point", "file-system"],
+)
+def test_a_forged_volume_deletes_nothing(
+    rig: Rig, efs: FaultyEfs, change: Callable[[Any], None]
+) -> None:
+    asked = request()
+    fields = msgspec.to_builtins(saved(asked.volume_name, rig.provision(asked)))
+    change(fields)
+    with pytest.raises((ProvisioningFailed, Infeasible), match=r"nothing is removed|none of this"):
+        rig.volumes.delete(msgspec.convert(fields, PersistentVolume))
+    assert len(efs.access_points()) == 1
+
+
+def test_after_a_restart_a_deletion_is_sure_whose_access_point_it_is(
+    rig: Rig, efs: FaultyEfs, file_system: str
+) -> None:
+    asked = request()
+    volume = saved(asked.volume_name, rig.provision(asked))
+    Rig(efs, file_system).volumes.delete(volume)
+    assert efs.access_points() == []
+
+
+def test_one_of_another_cluster_is_not_deleted(rig: Rig, efs: FaultyEfs, file_system: str) -> None:
+    asked = request()
+    volume = saved(asked.volume_name, rig.provision(asked))
+    with pytest.raises(ProvisioningFailed, match="nothing is removed"):
+        Rig(efs, file_system, cluster="two").volumes.delete(volume)
+
+
+def test_a_deletion_that_fails_is_tried_again(rig: Rig, efs: FaultyEfs) -> None:
+    asked = request()
+    volume = saved(asked.volume_name, rig.provision(asked))
+    efs.failing["DeleteAccessPoint"] = 1
+    efs.lost["DeleteAccessPoint"] = 1
+    for _ in range(2):
+        with pytest.raises(ProvisioningInBackground):
+            rig.volumes.delete(volume)
+        assert len(rig.known.gids(str(file_system_of(volume)))) == 1
+    rig.volumes.delete(volume)
+    assert efs.access_points() == []
+
+
+# -- many
+
+
+def test_ten_thousand_access_points_are_listed_once(efs: FaultyEfs, file_system: str) -> None:
+    efs.add_access_points(file_system, 9_990, first_gid=50_000)
+    rig = Rig(efs, file_system)
+    volume = rig.provision(request())
+    assert volume.gid == 59_990
+    assert efs.operations()["DescribeAccessPoints"] == 10
+    assert rig.volumes.counts() == {file_system: 9_991}
+
+
+def test_the_handle_of_the_drivers_newer_releases_is_understood() -> None:
+    csi = {
+        "driver": "efs.csi.aws.com",
+        "volumeHandle": f"efs:fs-{uuid.uuid4().hex[:17]}::fsap-01234567",
+    }
+    volume = msgspec.convert({"spec": {"csi": csi}}, PersistentVolume)
+    handle = handle_of(volume)
+    assert handle is not None
+    assert handle.access_point == "fsap-01234567"
