@@ -121,8 +121,15 @@ class Space:
 
     def ended(self, name: str) -> str:
         """Wait until the pod has ended well; what it printed."""
-        self._wait(f"pod/{name}", "--for=jsonpath={.status.phase}=Succeeded")
-        return self.kubectl("logs", name)
+        # However it has ended: one that has failed is not to be waited for.
+        terminated = "{.status.containerStatuses[0].state.terminated}"
+        self._wait(f"pod/{name}", f"--for=jsonpath={terminated}")
+        code = self.kubectl("get", "pod", name, "-o", f"jsonpath={terminated[:-1]}.exitCode}}")
+        printed = self.kubectl("logs", name)
+        if code != "0":
+            told = self.kubectl("describe", "pod", name)
+            raise AssertionError(f"pod {name} has failed; it printed:\n{printed}\n{told}")
+        return printed
 
     def run(self, name: str, script: str, **options: Any) -> str:  # noqa: ANN401
         """``start``, ``ended``, and the pod is deleted; what it printed."""
