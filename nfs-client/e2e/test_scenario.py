@@ -20,7 +20,8 @@ POD = "/spec/template/spec"
 
 @pytest.fixture(scope="module")
 def patches(nfs_export: NfsExport, kernel_node: str) -> Sequence[Mapping[str, Any]]:
-    """What the README asks an admin for: the server, in both places. And a node that can mount."""
+    """What the README asks an admin for: the server, in both places. And a node that can mount,
+    which may be an emulated one: what it does takes its time."""
     values = {
         f"{POD}/containers/0/env/1/value": nfs_export.server,
         f"{POD}/containers/0/env/2/value": nfs_export.path,
@@ -28,6 +29,8 @@ def patches(nfs_export: NfsExport, kernel_node: str) -> Sequence[Mapping[str, An
         f"{POD}/nodeSelector": {"kubernetes.io/hostname": kernel_node},
     }
     changes = [{"op": "add", "path": path, "value": value} for path, value in values.items()]
+    for lease in ("--leader-elect-lease-duration=30s", "--leader-elect-renew-deadline=20s"):
+        changes.append({"op": "add", "path": f"{POD}/containers/0/args/-", "value": lease})
     return [{"target": {"kind": "Deployment"}, "patch": json.dumps(changes)}]
 
 

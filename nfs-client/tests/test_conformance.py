@@ -55,6 +55,6 @@ class TestConformance(NfsClient, Conformance):
 
 
 class TestCrashes(NfsClient, CrashSweep):
-    """A sample of the steps, all with CRASH_SWEEP=full."""
+    """A sample of the system calls, all with CRASH_SWEEP=full."""
 
     traces_children = True

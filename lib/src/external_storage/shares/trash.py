@@ -16,6 +16,8 @@ log = get_logger(__name__)
 _TURN_S = 20.0
 """How long one call removes files; the next one goes on."""
 _JOIN_S = 5.0
+_RETRY_S = 30.0
+"""After a turn that has come to nothing; whoever wakes the emptier ends the wait."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +76,8 @@ def _told(failures: list[OSError]) -> str:
 
 
 class TrashEmptier:
-    """One thread that empties the trash when it is woken; what fails is tried at the next waking.
+    """One thread that empties the trash when it is woken. An entry that cannot be removed is tried
+    at the next waking; a turn that could not be had, after a pause.
 
     A directory of 100,000 files keeps nobody waiting: it was moved here in one step.
     """
@@ -113,15 +116,18 @@ class TrashEmptier:
         return f"{self._share}: deleted data cannot be removed, of {entry}: {reason}{more}"
 
     def _run(self) -> None:
+        retry_s: float | None = None
         while True:
-            self._wanted.wait()
+            self._wanted.wait(retry_s)
             self._wanted.clear()
             if self._stopping.is_set():
                 return
+            retry_s = _RETRY_S
             try:
                 self._empty()
+                retry_s = None
             except ShareUnavailable as error:
-                log.debug("the trash waits", share=self._share.name, reason=str(error))
+                log.info("the trash waits", share=self._share.name, reason=str(error))
             except Exception:
                 log.exception("the trash cannot be emptied", share=self._share.name)
 

@@ -7,8 +7,8 @@ Steps are the requests to the API server (killed before the server is asked, and
 answered) and the system calls that change files or devices (killed before they happen). The work is
 one claim that is provisioned, or one that is deleted. The program itself has no part in it.
 
-A sample of the system calls is taken, with one outcome each, unless ``CRASH_SWEEP=full`` is in the
-environment: then every one of them is tried with every outcome.
+Every request is tried, and a sample of the system calls, with one outcome each, unless
+``CRASH_SWEEP=full`` is in the environment: then every step is tried with every outcome.
 """
 
 from __future__ import annotations
@@ -135,9 +135,11 @@ class _Sweep:
     def _try_request(
         self, number: int, when: Literal["before", "after"], steps: list[str]
     ) -> str | None:
-        """A round for each outcome; what the request was, None: there are not so many."""
+        """A round, or one for each outcome; what the request was, None: there are not so many."""
         request = None
-        for outcome in self.outcomes:
+        turn = number + (when == "after")
+        sample = self.outcomes[turn % len(self.outcomes)]
+        for outcome in self.outcomes if self._full else (sample,):
             if self._round(self._at_request(number, when)):
                 killed = [r for r in self.bench.proxy.requests if r.fault == "kill"][-1]
                 request = f"{killed.verb} {killed.resource}"

@@ -7,14 +7,16 @@ session's own or on one that is given by its kubeconfig.
 
 from __future__ import annotations
 
+import contextlib
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from external_storage.testing.access import ControlPlaneError
 from external_storage.testing.cluster import layout
 from external_storage.testing.cluster.cluster import Cluster
 from external_storage.testing.cluster.deployed import Deployed, Site
@@ -52,6 +54,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="a directory that the given cluster's nodes can mount, for scenarios to fill",
     )
     group.addoption("--images", type=Path, help="the directory of hack/build-images --archive")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """What the provisioner's pods say belongs to a test that has failed: soon they are gone."""
+    report = yield
+    deployed = getattr(item, "funcargs", {}).get("deployed")
+    if call.when == "call" and report.failed and deployed is not None:
+        with contextlib.suppress(ControlPlaneError):
+            report.sections.append(("The provisioner", deployed.explain()))
+    return report
 
 
 @pytest.fixture(scope="session")
