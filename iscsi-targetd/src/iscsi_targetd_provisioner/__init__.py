@@ -1,0 +1,1 @@
+"""iscsi-targetd-provisioner: iSCSI volumes from a storage host, over targetd or over SSH."""

@@ -1,0 +1,58 @@
+"""The command ``iscsi-targetd-provisioner``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from external_storage import run
+from iscsi_targetd_provisioner.inventory import COMMANDS, run_command
+from iscsi_targetd_provisioner.node_agent import NodeAgent
+from iscsi_targetd_provisioner.provisioner import IscsiTargetdProvisioner
+
+DEFAULT_NAME = "iscsi-targetd"
+"""The original's: its classes go on working."""
+
+# Of the original, where they had no effect either.
+_IGNORED = (
+    "--resync-period",
+    "--exponential-backoff-on-error",
+    "--fail-retry-threshold",
+    "--lease-period",
+    "--renew-deadline",
+    "--retry-period",
+)
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run until SIGTERM, or run one command: ``node-agent``, ``doctor``, ``orphans`` ..."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments and arguments[0] in COMMANDS:
+        run_command(arguments, default_name=DEFAULT_NAME)
+    if arguments and arguments[0] == "node-agent":
+        run(NodeAgent, name="iscsi-targetd-node-agent", argv=arguments[1:])
+    if arguments and arguments[0] == "start":
+        # The original's only command.
+        arguments = arguments[1:]
+    run(IscsiTargetdProvisioner, name=DEFAULT_NAME, argv=_without_ignored(arguments))
+
+
+def _without_ignored(arguments: Sequence[str]) -> list[str]:
+    kept: list[str] = []
+    skip = False
+    for argument in arguments:
+        name, equals, _ = argument.partition("=")
+        if skip:
+            skip = False
+        elif name in _IGNORED:
+            sys.stderr.write(f"warning: {name} has no effect\n")
+            # A switch takes its value after "=" only.
+            skip = not equals and name != "--exponential-backoff-on-error"
+        else:
+            kept.append(argument)
+    return kept
+
+
+if __name__ == "__main__":
+    main()

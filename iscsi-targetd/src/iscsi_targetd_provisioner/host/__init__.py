@@ -1,0 +1,1 @@
+"""The storage host's side of the lio-ssh backend; see ``source`` for how it gets there."""

@@ -1,0 +1,231 @@
+"""Requests as JSON lines on stdin, answers on stdout, until stdin ends.
+
+In: ``{"id", "op", "args", "limit_s"}``. Out: first ``{"hello": {...}}`` or ``{"fatal": text}``,
+then ``{"id", "result"}`` or ``{"id", "error": {"kind", "text"}}``. Secrets come in that way only,
+and never go out. A request whose line is cut off is not begun.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, BinaryIO
+
+from iscsi_targetd_provisioner.host.common import NAME, OWNER, POOL, Refused
+from iscsi_targetd_provisioner.host.diagnose import Diagnosis
+from iscsi_targetd_provisioner.host.lio import Lio
+from iscsi_targetd_provisioner.host.lvm import Lvm
+
+PROTOCOL = 1
+OWN_LOCK = "/run/external-storage-iscsi.lock"
+TARGETCLI_LOCK = "/var/run/targetcli.lock"
+BATCH = 32
+
+Request = dict[str, Any]
+Answer = dict[str, Any]
+
+
+class Server:
+    """Works requests one after the other: neither LVM nor LIO has any use for more at once."""
+
+    def __init__(self, lio: Lio, pools: Iterable[str] = ()) -> None:
+        """``pools``: the only ones that may be asked for; none: all."""
+        self.allowed = frozenset(pools)
+        self.until = 0.0
+        self.lio = lio
+        self.lvm = Lvm(self.left)
+        self.ours: set[str] = set()
+        """Volumes that are known to be ours: made, or looked at, by this process."""
+        self.ops: dict[str, Callable[..., Any]] = {
+            "pools": self.pools,
+            "volumes": lambda owner: self.lvm.volumes(_owner(owner)),
+            "exports": self.lio.exports,
+            "create": self.create,
+            "destroy": self.destroy,
+            "resize": self.resize,
+            "export": self.export,
+            "unexport": self.unexport,
+            "set_auth": self.set_auth,
+            "diagnose": lambda **args: Diagnosis(self.lvm, self.lio).findings(**args),
+        }
+
+    def left(self) -> float:
+        """Seconds until the request that is worked has to be over."""
+        return max(self.until - time.monotonic(), 0.0)
+
+    # -- requests
+
+    def pools(self, pools: list[list[Any]]) -> list[dict[str, Any]]:
+        return self.lvm.pools([(self._pool(name), float(factor)) for name, factor in pools])
+
+    def create(self, pool: str, name: str, size: int, owner: str, overcommit: float) -> int:
+        where = self._pool(pool), _name(name)
+        made = self.lvm.create(*where, int(size), _owner(owner), float(overcommit))
+        self.ours.add(f"{pool}/{name}")
+        return made
+
+    def resize(self, pool: str, name: str, size: int, owner: str, overcommit: float) -> int:
+        where = self._pool(pool), _name(name)
+        return self.lvm.resize(*where, int(size), _owner(owner), float(overcommit))
+
+    def destroy(self, pool: str, name: str, owner: str) -> None:
+        where = self._pool(pool), _name(name)
+        if self.lio.backstore(name) is not None:
+            raise Refused("in_use", f"volume {name} is exported")
+        self.lvm.destroy(*where, _owner(owner))
+        self.ours.discard(f"{pool}/{name}")
+
+    def export(self, pool: str, name: str, owner: str, **access: Any) -> str:  # noqa: ANN401
+        self._must_be_ours(pool, name, owner)
+        portals = [(str(host), int(port)) for host, port in access.pop("portals")]
+        return self.lio.export(pool, name, portals=portals, **access)
+
+    def unexport(self, pool: str, name: str, owner: str, iqn: str) -> None:
+        if os.path.exists(f"/dev/{self._pool(pool).partition('/')[0]}/{_name(name)}"):  # noqa: PTH110
+            self._must_be_ours(pool, name, owner)
+        self.lio.unexport(name, iqn)
+
+    def set_auth(self, pool: str, name: str, owner: str, chap: Any) -> None:  # noqa: ANN401
+        self._must_be_ours(pool, name, owner)
+        self.lio.set_auth(name, chap)
+
+    def _must_be_ours(self, pool: str, name: str, owner: str) -> None:
+        if f"{pool}/{name}" in self.ours:
+            return
+        if self.lvm.owned(self._pool(pool), _name(name), _owner(owner)) is None:
+            raise Refused("not_found", f"logical volume {pool}/{name} does not exist")
+        self.ours.add(f"{pool}/{name}")
+
+    def _pool(self, name: str) -> str:
+        if not POOL.fullmatch(name):
+            raise Refused("invalid", f"{name!r} is not a pool")
+        if self.allowed and name not in self.allowed:
+            allowed = ", ".join(sorted(self.allowed))
+            raise Refused("invalid", f"pool {name} is not one of those allowed here: {allowed}")
+        return name
+
+    # -- working them
+
+    def batch(self, requests: list[Request]) -> list[Answer]:
+        """Work them in turn, save the configuration once, and only then answer."""
+        now = time.monotonic()
+        self.until = now + min(float(request.get("limit_s", 60)) for request in requests)
+        try:
+            with _locked(OWN_LOCK, self.left), _locked(TARGETCLI_LOCK, self.left):
+                self.lio.forget_cached()
+                answers = [self._work(request, now) for request in requests]
+                failure = self._save()
+        except Refused as error:
+            return [_error(request, error.kind, str(error)) for request in requests]
+        if failure is None:
+            return answers
+        return [_error(a, "failed", failure) if "result" in a else a for a in answers]
+
+    def _work(self, request: Request, began: float) -> Answer:
+        self.until = began + float(request.get("limit_s", 60))
+        args = request.get("args") or {}
+        operation = self.ops.get(str(request.get("op")))
+        if operation is None:
+            return _error(request, "invalid", f"unknown request {request.get('op')!r}")
+        if not self.left():
+            return _error(request, "busy", "the requests before it have taken all its time")
+        try:
+            return {"id": request.get("id"), "result": operation(**args)}
+        except Refused as error:
+            return _error(request, error.kind, _without_secrets(str(error), args))
+        except Exception as error:
+            text = f"{type(error).__name__}: {error}"
+            return _error(request, "failed", _without_secrets(text, args))
+
+    def _save(self) -> str | None:
+        try:
+            self.lio.save()
+        except Exception as error:
+            return f"the host's configuration cannot be saved: {error}"
+        return None
+
+
+def _error(request: Request, kind: str, text: str) -> Answer:
+    return {"id": request.get("id"), "error": {"kind": kind, "text": text}}
+
+
+def _without_secrets(text: str, args: Request) -> str:
+    chap = args.get("chap")
+    for key in ("password", "mutual_password"):
+        if isinstance(chap, dict) and chap.get(key):
+            text = text.replace(str(chap[key]), "***")
+    return text
+
+
+def _name(text: str) -> str:
+    if not NAME.fullmatch(text):
+        raise Refused("invalid", f"{text!r} is not the name of a volume")
+    return text
+
+
+def _owner(text: str) -> str:
+    if not OWNER.fullmatch(text):
+        raise Refused("invalid", f"{text!r} cannot be a tag of LVM")
+    return text
+
+
+@contextlib.contextmanager
+def _locked(path: str, left: Callable[[], float]) -> Iterator[None]:
+    """Hold a lock file; ``Refused`` if another holds it for as long as we may wait."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if not left():
+                    text = f"{path} is locked by another: is a targetcli shell open on the host?"
+                    raise Refused("busy", text) from None
+                time.sleep(0.02)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def serve(source: BinaryIO, tell: Callable[[Answer], None], server: Server) -> None:
+    """Work what comes until the end; requests that have come meanwhile are worked together."""
+    rest = b""
+    while data := source.read1(1 << 16):  # type: ignore[attr-defined]
+        *lines, rest = (rest + data).split(b"\n")
+        while lines:
+            requests, lines = [json.loads(line) for line in lines[:BATCH]], lines[BATCH:]
+            for answer in server.batch(requests):
+                tell(answer)
+
+
+def main() -> None:
+    """Say who we are, then serve."""
+    # The answers' own: what a library prints goes to stderr.
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+
+    def tell(answer: Answer) -> None:
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+    parser = argparse.ArgumentParser(description="storage host's side of iscsi-targetd-provisioner")
+    parser.add_argument("--pool", action="append", default=[], help="may be used; default: all")
+    pools = parser.parse_args().pool
+    try:
+        server = Server(Lio(), pools)
+    except ImportError as error:
+        tell({"fatal": f"{error}: install python3-rtslib-fb (Debian) or python3-rtslib (Fedora)"})
+        sys.exit(1)
+    except Exception as error:
+        tell({"fatal": f"LIO cannot be used by uid {os.geteuid()}: {error}"})
+        sys.exit(1)
+    tell({"hello": {"protocol": PROTOCOL, "python": platform.python_version()}})
+    serve(sys.stdin.buffer, tell, server)

@@ -1,0 +1,37 @@
+"""The lio-ssh backend on real LVM and LIO: what all promise, and what this one adds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from tests.backend_suite import BackendSuite, Bench
+from tests.storage_host import GROUP, PORTAL, StorageHost
+
+from iscsi_targetd_provisioner.lio_ssh import LioSsh
+
+# An emulated guest is some ten times slower than its host, and the host may be busy.
+pytestmark = pytest.mark.timeout(900)
+
+
+@pytest.fixture(scope="module")
+def backend(storage_host: StorageHost) -> Iterator[LioSsh]:
+    made = storage_host.backend()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def host(storage_host: StorageHost) -> Iterator[StorageHost]:
+    """As it was, after the test too."""
+    yield storage_host
+    storage_host.clear()
+
+
+@pytest.fixture
+def bench(backend: LioSsh, host: StorageHost) -> Bench:
+    return Bench(backend, GROUP, portals=(PORTAL,))
+
+
+class TestThick(BackendSuite):
+    """On a volume group."""

@@ -1,0 +1,351 @@
+"""The way to a storage host: a real sshd on loopback, and everything that can go wrong with it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.storage_host import key_pair
+from tests.targetd_server import TargetdServer, unused_port
+from tests.test_targetd_backend import ACCOUNT
+
+from external_storage import (
+    Deadline,
+    Infeasible,
+    ProvisionerError,
+    ProvisioningInBackground,
+    Unchanged,
+    VolumeInUse,
+)
+from external_storage.testing.processes import free_port
+from external_storage.testing.waiting import wait_until
+from iscsi_targetd_provisioner.helper_session import Helper, HelperRefused
+from iscsi_targetd_provisioner.rpc import Rpc
+from iscsi_targetd_provisioner.ssh import Connection, Login
+
+FAKE = Path(__file__).with_name("fake_helper.py")
+
+
+@dataclass
+class Sshd:
+    """An sshd of the test's own, whose one key may run the fake helper and nothing else."""
+
+    directory: Path
+    port: int
+    connections: list[Connection] = field(default_factory=list)
+
+    def login(self, **fields: Any) -> Login:
+        given = {"host": "127.0.0.1", "port": self.port, "user": _user(), **fields}
+        given.setdefault("known_hosts", self.directory / "known_hosts")
+        given.setdefault("key_file", self.directory / "key")
+        return Login(**given)
+
+    def helper(self, start: str = "", **fields: Any) -> Helper:
+        self.set_command(f"{sys.executable} {FAKE} {start}")
+        connection = self.connection(**fields)
+        return Helper(open_channel=connection.channel, host="storage", installed=True)
+
+    def connection(self, **fields: Any) -> Connection:
+        """Closed at the end."""
+        made = Connection(self.login(**fields))
+        self.connections.append(made)
+        return made
+
+    def set_command(self, command: str) -> None:
+        public = (self.directory / "key.pub").read_text().strip()
+        line = f'command="{command}",restrict,port-forwarding {public}\n'
+        (self.directory / "authorized_keys").write_text(line)
+
+
+def _user() -> str:
+    return os.environ.get("USER") or "root"
+
+
+@pytest.fixture(scope="module")
+def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
+    program = shutil.which("sshd", path="/usr/sbin:/usr/bin")
+    if program is None:
+        pytest.skip("sshd is not installed: apt-get install openssh-server")
+    directory = tmp_path_factory.mktemp("sshd")
+    host_key = key_pair(directory / "host_key")
+    key_pair(directory / "key")
+    port = free_port()
+    settings = {
+        "HostKey": directory / "host_key",
+        "AuthorizedKeysFile": directory / "authorized_keys",
+        "ListenAddress": "127.0.0.1",
+        "Port": port,
+        "PidFile": "none",
+        "StrictModes": "no",
+        "UsePAM": "no",
+        "PasswordAuthentication": "no",
+        "PermitRootLogin": "yes",
+        "MaxStartups": "100",
+    }
+    (directory / "config").write_text("".join(f"{k} {v}\n" for k, v in settings.items()))
+    (directory / "known_hosts").write_text(f"[127.0.0.1]:{port} {host_key}\n")
+    Path("/run/sshd").mkdir(exist_ok=True)
+    with (directory / "log").open("wb") as log:
+        argv = [program, "-D", "-e", "-f", str(directory / "config")]
+        process = subprocess.Popen(argv, stdout=log, stderr=log)
+    try:
+        wait_until(lambda: _listens(port), "sshd listens")
+        made = Sshd(directory, port)
+        yield made
+        for connection in made.connections:
+            connection.close()
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def _listens(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=5):
+        return True
+    return False
+
+
+def soon(seconds: float = 60.0) -> Deadline:
+    return Deadline(time.monotonic() + seconds)
+
+
+def failure(helper: Helper, deadline: Deadline | None = None) -> str:
+    """Why the host cannot be asked."""
+    with contextlib.closing(helper), pytest.raises(Unchanged) as caught:
+        helper.request("pools", {}, deadline or soon())
+    return str(caught.value)
+
+
+# -- who is at the other end, and who are we
+
+
+def test_a_host_that_is_not_known_is_refused(sshd: Sshd, tmp_path: Path) -> None:
+    (tmp_path / "known_hosts").write_text("")
+    text = failure(sshd.helper(known_hosts=tmp_path / "known_hosts"))
+    assert "not found in known_hosts" in text
+    assert (tmp_path / "known_hosts").read_text() == ""
+
+
+def test_a_host_whose_key_has_changed_is_refused(sshd: Sshd, tmp_path: Path) -> None:
+    other = key_pair(tmp_path / "other")
+    (tmp_path / "known_hosts").write_text(f"[127.0.0.1]:{sshd.port} {other}\n")
+    text = failure(sshd.helper(known_hosts=tmp_path / "known_hosts"))
+    assert "the host's key is not the one in" in text
+
+
+def test_the_users_own_known_hosts_do_not_count(
+    sshd: Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".ssh").mkdir()
+    shutil.copy(sshd.directory / "known_hosts", tmp_path / ".ssh" / "known_hosts")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "empty").write_text("")
+    assert "not found" in failure(sshd.helper(known_hosts=tmp_path / "empty"))
+
+
+def test_a_key_that_the_host_does_not_know_is_told(sshd: Sshd, tmp_path: Path) -> None:
+    key_pair(tmp_path / "key")
+    text = failure(sshd.helper(key_file=tmp_path / "key"))
+    assert f"does not accept our key or password for user {_user()}" in text
+
+
+def test_a_key_with_a_passphrase_needs_it(sshd: Sshd, tmp_path: Path) -> None:
+    key_pair(tmp_path / "key", passphrase="a long passphrase")
+    assert "passphrase" in failure(sshd.helper(key_file=tmp_path / "key"))
+    (tmp_path / "passphrase").write_text("a wrong passphrase\n")
+    wrong = {"key_file": tmp_path / "key", "key_passphrase_file": tmp_path / "passphrase"}
+    assert "a wrong passphrase" not in failure(sshd.helper("", **wrong))
+    (tmp_path / "passphrase").write_text("a long passphrase\n")
+    # It can be read now, and is refused by the host.
+    assert "does not accept our key" in failure(sshd.helper("", **wrong))
+
+
+@pytest.mark.parametrize("field", ["key_file", "known_hosts", "password_file"])
+def test_a_file_that_is_not_there_is_named(sshd: Sshd, field: str) -> None:
+    text = failure(sshd.helper("", **{field: Path("/nowhere/file")}))
+    assert "No such file" in text
+    assert "/nowhere/file" in text
+
+
+def test_a_host_that_is_down_is_told() -> None:
+    login = Login(host="127.0.0.1", port=unused_port(), known_hosts=Path("/dev/null"))
+    helper = Helper(open_channel=Connection(login).channel, host="storage", installed=True)
+    assert "127.0.0.1" in failure(helper)
+
+
+def test_a_host_that_says_nothing_is_not_waited_for_beyond_the_deadline() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        login = Login(host="127.0.0.1", port=port, known_hosts=Path("/dev/null"))
+        helper = Helper(open_channel=Connection(login).channel, host="storage", installed=True)
+        failure(helper, soon(0.3))
+
+
+# -- the helper begins
+
+
+@pytest.mark.parametrize(
+    ("start", "why"),
+    [
+        ("fatal", "LIO cannot be used by uid 1000"),
+        ("refused", "sudo: a password is required"),
+        ("old", "speaks protocol 0, not 1: run install-helper again"),
+    ],
+)
+def test_a_helper_that_does_not_begin_says_why(sshd: Sshd, start: str, why: str) -> None:
+    assert why in failure(sshd.helper(start=start))
+
+
+def test_a_helper_that_says_nothing_is_not_waited_for_beyond_the_deadline(sshd: Sshd) -> None:
+    helper = sshd.helper(start="silent")
+    assert "does not start" in failure(helper, soon(2.0))
+
+
+def test_what_a_shell_says_before_the_helper_is_passed_over(sshd: Sshd) -> None:
+    with contextlib.closing(sshd.helper(start="noise")) as helper:
+        assert helper.request("pools", {"a": 1}, soon()) == {"a": 1}
+
+
+# -- and goes on
+
+
+@pytest.fixture(scope="module")
+def shared_helper(sshd: Sshd) -> Iterator[Helper]:
+    with contextlib.closing(sshd.helper()) as made:
+        yield made
+
+
+@pytest.fixture
+def helper(sshd: Sshd, shared_helper: Helper) -> Helper:
+    """One that is connected: nothing below is about the time that takes."""
+    sshd.set_command(f"{sys.executable} {FAKE}")
+    assert shared_helper.request("pools", {}, soon()) == {}
+    return shared_helper
+
+
+@pytest.mark.parametrize("op", ["create", "destroy", "set_auth"])
+def test_a_change_without_an_answer_is_not_known_to_have_failed(helper: Helper, op: str) -> None:
+    with pytest.raises(ProvisioningInBackground, match="no answer in time"):
+        helper.request(op, {"do": "hang"}, soon(0.2))
+
+
+@pytest.mark.parametrize("op", ["pools", "volumes"])
+def test_a_question_without_an_answer_changes_nothing(helper: Helper, op: str) -> None:
+    with pytest.raises(Unchanged, match="no answer in time"):
+        helper.request(op, {"do": "hang"}, soon(0.2))
+
+
+@pytest.mark.parametrize(
+    ("what", "why"),
+    [
+        ("half", "the helper has ended"),
+        ("die", "the helper has ended: lvm has exploded"),
+        ("nonsense", "an answer is not JSON"),
+    ],
+)
+def test_a_connection_that_ends_amid_a_change_is_told_and_made_again(
+    helper: Helper, what: str, why: str
+) -> None:
+    with pytest.raises(ProvisioningInBackground, match=why):
+        helper.request("create", {"do": what}, soon())
+    assert helper.request("create", {"again": 1}, soon()) == {"again": 1}
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("no_space", Infeasible),
+        ("in_use", VolumeInUse),
+        ("busy", Unchanged),
+        ("unknown", ProvisioningInBackground),
+        ("foreign", HelperRefused),
+        ("failed", HelperRefused),
+    ],
+)
+def test_each_refusal_has_its_meaning(
+    helper: Helper, kind: str, expected: type[ProvisionerError]
+) -> None:
+    with pytest.raises(expected, match="storage: no"):
+        helper.request("create", {"do": "refuse", "kind": kind}, soon())
+
+
+def test_answers_find_their_requests_in_any_order(helper: Helper) -> None:
+    begun = threading.Barrier(9)
+
+    def ask(number: int) -> int:
+        begun.wait(60)
+        found: int = helper.request("create", {"do": "hold", "n": number}, soon())["n"]
+        return found
+
+    with ThreadPoolExecutor(8) as pool:
+        asked = [pool.submit(ask, number) for number in range(8)]
+        begun.wait(60)
+        # Again until all have been held: which of them has been sent is not told to us.
+        while not all(one.done() for one in asked):
+            helper.request("create", {"do": "release"}, soon())
+    assert [one.result() for one in asked] == list(range(8))
+
+
+def test_what_the_helper_says_on_stderr_cannot_block_it(helper: Helper) -> None:
+    assert helper.request("pools", {"do": "shout"}, soon())["do"] == "shout"
+
+
+def test_one_connection_serves_all_threads(helper: Helper) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        asked = [pool.submit(helper.request, "pools", {"n": n}, soon()) for n in range(40)]
+    assert [one.result()["n"] for one in asked] == list(range(40))
+
+
+def test_the_command_is_a_constant_of_ours(sshd: Sshd) -> None:
+    seen: list[str] = []
+    connection = sshd.connection()
+
+    def channel(deadline: Deadline, command: str) -> Any:
+        seen.append(command)
+        return connection.channel(deadline, command)
+
+    sshd.set_command(f"{sys.executable} {FAKE}")
+    helper = Helper(open_channel=channel, host="storage", sudo=True, installed=True)
+    with contextlib.closing(helper):
+        helper.request("create", {"name": "$(reboot)", "password": "a secret"}, soon())
+    assert seen == ["sudo -n -- /usr/local/libexec/external-storage-lio"]
+    assert shlex.split(seen[0])[:3] == ["sudo", "-n", "--"]
+
+
+# -- targetd through a tunnel
+
+
+def test_targetd_is_reached_through_a_tunnel(sshd: Sshd, targetd: TargetdServer) -> None:
+    sshd.set_command("false")
+    connection = sshd.connection()
+    rpc = Rpc(
+        host="storage",
+        account=ACCOUNT,
+        open_stream=lambda deadline: connection.tunnel(deadline, ("127.0.0.1", targetd.port)),
+    )
+    for _ in range(3):
+        pools = rpc.call("pool_list", soon(), changes=False)
+        assert {"vg-targetd", "fast/thin"} <= {pool["name"] for pool in pools}
+    connection.close()
+
+
+def test_a_tunnel_to_nobody_is_told(sshd: Sshd) -> None:
+    sshd.set_command("false")
+    connection = sshd.connection()
+    where = ("127.0.0.1", unused_port())
+    with pytest.raises(Unchanged, match=r"no tunnel to 127\.0\.0\.1"):
+        connection.tunnel(soon(), where)
+    connection.close()
