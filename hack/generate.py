@@ -23,7 +23,7 @@ from typing import Any
 
 from packages import LIB, Package, PackageError, read_packages
 
-from external_storage import Parameters, Provisioner, Settings
+from external_storage import Agent, Parameters, Provisioner, Settings
 from external_storage.fields import FieldInfo, fields_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -67,10 +67,12 @@ def all_blocks(root: Path, packages: Sequence[Package]) -> dict[str, Blocks]:
     }
     for package in provisioners:
         kind = load(package)
-        files[f"{package.directory}/README.md"] = {
+        readme = files[f"{package.directory}/README.md"] = {
             "settings": settings_table(own_fields(kind.settings_type, Settings)),
-            "parameters": parameters_table(own_fields(kind.parameters_type, Parameters)),
         }
+        if issubclass(kind, Provisioner):
+            parameters = own_fields(kind.parameters_type, Parameters)
+            readme["parameters"] = parameters_table(parameters)
     return files
 
 
@@ -83,10 +85,7 @@ def provisioner_table(provisioners: Iterable[Package]) -> list[str]:
 
 
 def tox_lines(directories: Sequence[str]) -> list[str]:
-    editable = " ".join(
-        f"-e ./{directory}[testing]" if directory == LIB else f"-e ./{directory}"
-        for directory in directories
-    )
+    editable = " ".join(f"-e ./{directory}[testing]" for directory in directories)
     return [f"names = {', '.join(directories)}", f"editable = {editable}"]
 
 
@@ -140,7 +139,7 @@ def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", r"\|")
 
 
-def load(package: Package) -> type[Provisioner[Any, Any]]:
+def load(package: Package) -> type[Provisioner[Any, Any]] | type[Agent[Any]]:
     """The class that a package's metadata names."""
     where = f"{package.directory}/pyproject.toml: provisioner = {package.provisioner!r}"
     module_name, _, class_name = package.provisioner.partition(":")
@@ -148,9 +147,10 @@ def load(package: Package) -> type[Provisioner[Any, Any]]:
         found = getattr(importlib.import_module(module_name), class_name)
     except (ImportError, AttributeError) as error:
         raise GenerateError(f"{where}: {error}") from error
-    if not (inspect.isclass(found) and issubclass(found, Provisioner)):
-        raise GenerateError(f"{where}: is no Provisioner class")
-    return found
+    if not (inspect.isclass(found) and issubclass(found, (Provisioner, Agent))):
+        raise GenerateError(f"{where}: is no Provisioner class, nor an Agent")
+    program: type[Provisioner[Any, Any]] | type[Agent[Any]] = found
+    return program
 
 
 # -- where it is put

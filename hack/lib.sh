@@ -9,11 +9,18 @@ TOOLS=$CACHE/tools
 ENVIRONMENT=$ROOT/.venv
 
 # shellcheck disable=SC2034  # for those who source this
-APT_PACKAGES=(nfs-ganesha nfs-ganesha-vfs libnfs-utils dbus util-linux strace)
+APT_PACKAGES=(nfs-ganesha nfs-ganesha-vfs libnfs-utils dbus util-linux strace fdisk e2fsprogs xfsprogs)
+# What a cluster that runs pods needs.
+# shellcheck disable=SC2034
+NODE_PACKAGES=(containerd runc containernetworking-plugins nftables iproute2 mount util-linux
+  busybox-static)
+# What a virtual machine with a storage kernel needs.
+# shellcheck disable=SC2034
+GUEST_PACKAGES=(qemu-system-x86 qemu-utils mmdebstrap openssh-client e2fsprogs)
 TOOL_PACKAGES=('uv>=0.5' 'tox>=4.25,<5' 'tox-uv>=1.20,<2' 'ruff>=0.14,<1')
 # What tox can run beside the tests of a package: always, and only when it is named.
 # shellcheck disable=SC2034
-CHECKS=(lint types imports generate hack) RARE_CHECKS=(images)
+CHECKS=(e2e hack types lint imports generate) RARE_CHECKS=(images)
 
 say() { printf '%-14s %s\n' "$1" "$2" >&2; }
 
@@ -29,6 +36,14 @@ packages() {
   for file in "$ROOT"/*/pyproject.toml; do
     file=${file%/pyproject.toml}
     [[ ${file##*/} == lib ]] || echo "${file##*/}"
+  done
+}
+
+# The directories of packages that have scenarios.
+scenarios() {
+  local directory
+  for directory in "$ROOT"/*/e2e; do
+    [[ ! -d $directory ]] || basename "${directory%/e2e}"
   done
 }
 
@@ -106,8 +121,8 @@ need_tools() {
   export PATH=$TOOLS/bin:$PATH
 }
 
-# need_environment : $ENVIRONMENT with lib, its testing extra and every provisioner, installed from
-# their directories so that a change of the code needs no new run.
+# need_environment : $ENVIRONMENT with lib and every provisioner, with their testing extras, installed
+# from their directories so that a change of the code needs no new run.
 need_environment() {
   local names want package editables=(--editable './lib[testing]')
   mapfile -t names < <(packages)
@@ -120,7 +135,7 @@ need_environment() {
   say environment "installing ${names[*]} to $ENVIRONMENT"
   uv venv --quiet --clear --python "$TOOLS/bin/python" "$ENVIRONMENT"
   for package in "${names[@]:1}"; do
-    editables+=(--editable "./$package")
+    editables+=(--editable "./$package[testing]")
   done
   # All in one command: alone, a provisioner would look for the lib on the index.
   (cd "$ROOT" && VIRTUAL_ENV=$ENVIRONMENT uv pip install --quiet "${editables[@]}")
@@ -132,4 +147,18 @@ need_control_plane() {
   local place
   place=$("$ENVIRONMENT/bin/python" -m external_storage.testing.binaries)
   say 'control plane' "$place"
+}
+
+# need_node : the programs of a node too.
+need_node() {
+  local place
+  place=$("$ENVIRONMENT/bin/python" -m external_storage.testing.binaries --node)
+  say node "$place"
+}
+
+# need_guest : the image of the virtual machine; building it tells how far it is.
+need_guest() {
+  local place
+  place=$("$ENVIRONMENT/bin/python" -m external_storage.testing.guest --build)
+  say guest "$place"
 }

@@ -1,7 +1,8 @@
-"""Calls of AWS that a claim costs in its life, in both modes; prints one JSON line.
+"""Calls of AWS that a claim costs in its life, in both modes.
 
-Counted by the fault layer of efs/tests before moto. Run it in the environment of efs's tests, with
-the library and efs/src on the path: python hack/bench/efs.py [--claims N]
+    hack/bench/run efs [--json] [--claims N]
+
+Counted by the fault layer of efs/tests before moto.
 """
 
 from __future__ import annotations
@@ -64,9 +65,10 @@ def measure(plane: ControlPlane, efs: Any, mode: str, claims: int, directory: Pa
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="hack/bench/run efs", description=__doc__)
     parser.add_argument("--claims", type=int, default=50)
-    claims = parser.parse_args().claims
+    parser.add_argument("--json", action="store_true", help="one line of JSON")
+    given = parser.parse_args()
     sys.path.insert(0, str(TESTS))
     faulty: Any = importlib.import_module("faulty_efs")
     with (
@@ -75,13 +77,17 @@ def main() -> None:
         ControlPlane() as plane,
     ):
         result = {
-            key: measure(plane, efs, mode, claims, Path(directory))
+            key: measure(plane, efs, mode, given.claims, Path(directory))
             for key, mode in (
                 ("aws_calls_per_claim_access_point", "efs-ap"),
                 ("aws_calls_per_claim_directory", "efs-dir"),
             )
         }
-    print(json.dumps({"claims": claims, **result}))
+    if given.json:
+        print(json.dumps(result))
+    else:
+        for key, value in result.items():
+            print(f"{key:34} {value}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Measures the agent of local-volume: discovery, the cost of doing nothing, and wiping.
 
-    .venv/bin/python hack/bench/local_volume.py --json [--mounts N] [--devices N]
-    .venv/bin/python hack/bench/local_volume.py --json --wipe /dev/sdX     # destroys what is on it
+    hack/bench/run local-volume [--json] [--mounts N] [--devices N]
+    hack/bench/run local-volume [--json] --wipe /dev/sdX     # destroys what is on it
 
 Needs root, for mounts and loop devices of its own. ``wipe_ratio`` and ``overwrite_ratio`` compare
 with ``blkdiscard -z`` and ``dd oflag=direct bs=4M conv=fsync`` on the same device; above 1 is
@@ -189,7 +189,7 @@ def wiping(device: str, directory: Path) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="hack/bench/run local-volume", description=__doc__)
     parser.add_argument("--mounts", type=int, default=1000)
     parser.add_argument("--devices", type=int, default=100)
     parser.add_argument("--wipe", metavar="DEVICE", help="measure wiping on it, and nothing else")

@@ -1,10 +1,9 @@
 """Measures nfs-client-provisioner: many volumes, and the deletion of a big one.
 
-    .venv/bin/python hack/bench/nfs_client.py [--volumes N] [--files N]
+    hack/bench/run nfs-client [--json] [--volumes N] [--files N] [--directory DIR]
 
 The share is a directory of this machine, so the file system of ``--directory`` counts too; what
-is to be compared is one figure with another of the same run. Prints one JSON line for each
-measurement.
+is to be compared is one figure with another of the same run.
 """
 
 from __future__ import annotations
@@ -83,12 +82,13 @@ def memory_mib(program: ProgramProcess) -> float:
     return round(kib / 1024, 1)
 
 
-def many(sandbox: Sandbox, program: ProgramProcess, volumes: int) -> None:
+def many(sandbox: Sandbox, program: ProgramProcess, volumes: int) -> dict[str, float]:
     """Make and delete that many, twice: what grows in the second round is a leak."""
     storage_class = sandbox.storage_class(parameters=DELETE)
     names = [f"claim-{number}" for number in range(volumes)]
     requests = "external_storage_api_requests_total"
-    for turn in (1, 2):
+    result: dict[str, float] = {}
+    for turn in ("", "_again"):
         before = program.metric(requests)
         started = time.monotonic()
         sandbox.claims_at_once(names, storage_class)
@@ -98,16 +98,15 @@ def many(sandbox: Sandbox, program: ProgramProcess, volumes: int) -> None:
         started = time.monotonic()
         sandbox.delete_claims()
         sandbox.wait(lambda: not sandbox.volumes(), "all volumes are gone")
-        result = {
-            "measured": f"{volumes} volumes, round {turn}",
-            "bound_s": round(bound_s, 1),
-            "deleted_s": round(time.monotonic() - started, 1),
-            "requests_per_claim": round((made - before) / volumes, 2),
-            "requests_per_delete": round((program.metric(requests) - made) / volumes, 2),
-            "mib_with_all": full_mib,
-            "mib_after": memory_mib(program),
+        result |= {
+            f"bound_s{turn}": round(bound_s, 1),
+            f"deleted_s{turn}": round(time.monotonic() - started, 1),
+            f"requests_per_claim{turn}": round((made - before) / volumes, 2),
+            f"requests_per_delete{turn}": round((program.metric(requests) - made) / volumes, 2),
+            f"mib_with_all{turn}": full_mib,
+            f"mib_after{turn}": memory_mib(program),
         }
-        print(json.dumps(result), flush=True)
+    return result
 
 
 def fill(directory: Path, files: int) -> None:
@@ -131,35 +130,38 @@ def delete_s(sandbox: Sandbox, share: Path, class_name: str, files: int) -> floa
     return time.monotonic() - started
 
 
-def big(sandbox: Sandbox, share: Path, files: int) -> None:
+def big(sandbox: Sandbox, share: Path, files: int) -> dict[str, float]:
     """The deletion of a big directory beside that of empty ones."""
     empty = statistics.median(delete_s(sandbox, share, "empty", 0) for _ in range(ROUNDS))
     full = delete_s(sandbox, share, "full", files)
     started = time.monotonic()
     trash = share / ".external-storage" / "trash"
     sandbox.wait(lambda: not list(trash.iterdir()), "the trash is empty")
-    result = {
-        "measured": f"delete of {files} files beside an empty directory",
-        "empty_s": round(empty, 3),
-        "full_s": round(full, 3),
-        "ratio": round(full / empty, 2),
+    return {
+        "delete_empty_s": round(empty, 3),
+        "delete_full_s": round(full, 3),
+        "delete_ratio": round(full / empty, 2),
         "trash_emptied_s": round(time.monotonic() - started, 1),
     }
-    print(json.dumps(result), flush=True)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="hack/bench/run nfs-client", description=__doc__)
     parser.add_argument("--volumes", type=int, default=1000)
     parser.add_argument("--files", type=int, default=100_000)
     parser.add_argument("--directory", type=Path, help="where the share is made")
+    parser.add_argument("--json", action="store_true", help="one line of JSON")
     given = parser.parse_args()
     with (
         tempfile.TemporaryDirectory(dir=given.directory) as directory,
         running(Path(directory)) as (sandbox, program, share),
     ):
-        many(sandbox, program, given.volumes)
-        big(sandbox, share, given.files)
+        result = many(sandbox, program, given.volumes) | big(sandbox, share, given.files)
+    if given.json:
+        print(json.dumps(result))
+    else:
+        for key, value in result.items():
+            print(f"{key:26} {value}")
 
 
 if __name__ == "__main__":
