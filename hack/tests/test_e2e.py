@@ -15,6 +15,7 @@ import pytest
         (("--kubeconfig", "/nowhere", "nfs"), "--kubeconfig /nowhere: there is no such file"),
         (("--kubeconfig",), "--kubeconfig: a value must follow"),
         (("--image", "nfs"), "--image nfs: want NAME=REFERENCE"),
+        (("--nfs-export", "server"), "--nfs-export server: want SERVER:/PATH"),
         (("--fast",), "--fast: no such option"),
     ],
 )
