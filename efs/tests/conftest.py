@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import importlib
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
-if TYPE_CHECKING:
-    from tests.faulty_efs import FaultyEfs
+# So that they find their helpers, as ``tests.faulty_efs``.
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from tests.access_points import Rig
+from tests.faulty_efs import FaultyEfs
 
 
 @pytest.fixture(scope="session")
 def _efs_server() -> Iterator[FaultyEfs]:
-    sys.path.insert(0, str(Path(__file__).parent))
-    try:
-        module: Any = importlib.import_module("faulty_efs")
-    finally:
-        sys.path.pop(0)
-    with module.FaultyEfs() as server:
+    with FaultyEfs() as server:
         yield server
 
 
@@ -33,6 +30,16 @@ def efs(_efs_server: FaultyEfs, monkeypatch: pytest.MonkeyPatch) -> FaultyEfs:
     for key, value in _efs_server.environment.items():
         monkeypatch.setenv(key, value)
     return _efs_server
+
+
+@pytest.fixture
+def file_system(efs: FaultyEfs) -> str:
+    return efs.make_file_system(targets=True)
+
+
+@pytest.fixture
+def rig(efs: FaultyEfs, file_system: str) -> Rig:
+    return Rig(efs, file_system)
 
 
 @pytest.fixture
