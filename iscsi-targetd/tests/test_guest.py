@@ -18,6 +18,7 @@ from iscsi_targetd_provisioner.initiators import ANNOTATION
 
 # An emulated guest is some ten times slower than its host, and the host may be busy.
 pytestmark = pytest.mark.timeout(900)
+LIMIT_S = 400.0
 
 PASSWORD = "the real secret of the test"
 OTHER = "another secret of the test"
@@ -56,7 +57,9 @@ class Bench:
         self.client = client
         self.namespace = namespace
         self.name = f"example.com/guest-{uuid.uuid4().hex[:8]}"
-        self.sandbox = Sandbox(api=client, namespace=namespace, provisioner=self.name)
+        self.sandbox = Sandbox(
+            api=client, namespace=namespace, provisioner=self.name, limit_s=LIMIT_S
+        )
         self.node = self.sandbox.make(
             Node,
             {"metadata": {"name": f"{namespace}-node", "annotations": {ANNOTATION: INITIATOR}}},
@@ -189,7 +192,7 @@ def test_two_provisioners_with_claims_at_once_on_one_host_do_not_collide(
 ) -> None:
     name = f"example.com/second-{uuid.uuid4().hex[:8]}"
     second = bench.another(name, tmp_path / "second.log")
-    other = Sandbox(api=bench.client, namespace=bench.namespace, provisioner=name)
+    other = Sandbox(api=bench.client, namespace=bench.namespace, provisioner=name, limit_s=LIMIT_S)
     second.start()
     try:
         ours = bench.sandbox.storage_class(parameters={"pool": "vg-iscsi"})

@@ -24,6 +24,10 @@ from external_storage.testing import ControlPlane, Guest, Sandbox
 from external_storage.testing.processes import ProcessGroup, free_port
 from external_storage.testing.waiting import wait_until
 
+# An emulated guest is some ten times slower than its host, and the host may be busy.
+pytestmark = pytest.mark.timeout(900)
+LIMIT_S = 400.0
+
 PACKAGES = Path(__file__).parents[2] / "lib", Path(__file__).parents[1]
 CALL_TIMEOUT_S = 10
 GANESHA = """
@@ -134,7 +138,7 @@ def provisioner(
 @pytest.fixture
 def cluster(control_plane: ControlPlane, namespace: str, provisioner: str) -> Iterator[Sandbox]:
     api = Client(auth.load(kubeconfig=str(control_plane.kubeconfig)))
-    made = Sandbox(api=api, namespace=namespace, provisioner=provisioner)
+    made = Sandbox(api=api, namespace=namespace, provisioner=provisioner, limit_s=LIMIT_S)
     yield made
     made.delete_claims()
     made.wait(lambda: not made.volumes(), "all volumes are gone")

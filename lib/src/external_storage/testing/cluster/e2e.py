@@ -25,7 +25,6 @@ from external_storage.testing.cluster.space import Space
 from external_storage.testing.guest import Guest
 
 _TOOLS = "busybox"
-_EXPORTED = "/srv/scenarios"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,12 +104,13 @@ def kernel_node(site: Site, joined_guest: Guest | None) -> str:
     return site.guest_name if isinstance(site, Cluster) else site.kernel_node_name
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def nfs_export(request: pytest.FixtureRequest, joined_guest: Guest | None) -> NfsExport:
     """A directory of an NFS server: of a cluster of our own, of the guest's kernel."""
     if joined_guest is not None:
-        joined_guest.serve_nfs(_EXPORTED)
-        return NfsExport(server=layout.GUEST_ADDRESS, path=_EXPORTED)
+        path = f"/srv/{request.path.parent.parent.name}"
+        joined_guest.serve_nfs(path)
+        return NfsExport(server=layout.GUEST_ADDRESS, path=path)
     server, _, path = (request.config.getoption("--nfs-export") or "").rpartition(":")
     if not server or not path.startswith("/"):
         pytest.skip("on an existing cluster it needs --nfs-export SERVER:/PATH")
