@@ -1,5 +1,5 @@
 """The node-agent's view of its node, on a directory in the place of sysfs; the rest is real, in
-``test_guest``."""
+``guest/test_life``."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ from external_storage.testing.waiting import wait_until
 pytestmark = pytest.mark.timeout(900)
 LIMIT_S = 400.0
 
-PACKAGES = Path(__file__).parents[2] / "lib", Path(__file__).parents[1]
+PACKAGES = Path(__file__).parents[3] / "lib", Path(__file__).parents[2]
 CALL_TIMEOUT_S = 10
 GANESHA = """
 NFS_CORE_PARAM {{ Protocols = 4; NFS_Port = {port}; Bind_addr = 127.0.0.1;
