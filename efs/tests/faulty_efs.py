@@ -151,6 +151,11 @@ class FaultyEfs:
                 root = {"Path": f"/others/{number}"}
                 self._backend().create_access_point(f"other-{number}", [], file_system, user, root)
 
+    def delete_access_point(self, access_point: str) -> None:
+        """As somebody does in the console."""
+        with self._lock:
+            self._backend().delete_access_point(access_point)
+
     def retag(self, access_point: str, key: str, value: str) -> None:
         """As somebody does in the console."""
         with self._lock:

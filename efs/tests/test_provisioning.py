@@ -126,7 +126,8 @@ def test_a_claim_costs_two_calls_of_aws_in_its_life(running: Running, file_syste
     running.claims_at_once(names, running.access_points())
     running.wait_bound(*names)
     running.delete_claims()
-    running.wait(lambda: not running.efs.access_points(file_system), "all are deleted")
+    running.wait(lambda: not running.volumes(), "all are deleted")
+    assert running.efs.access_points(file_system) == []
     assert running.efs.operations() == {
         "CreateAccessPoint": 20,
         "DeleteAccessPoint": 20,
@@ -138,19 +139,19 @@ def test_a_claim_costs_two_calls_of_aws_in_its_life(running: Running, file_syste
     assert counted == 20
 
 
-def test_two_hundred_claims_at_once_have_a_gid_each_also_through_a_kill(
+def test_many_claims_at_once_have_a_gid_each_also_through_a_kill(
     running: Running, file_system: str
 ) -> None:
-    names = [f"data-{number}" for number in range(200)]
+    names = [f"data-{number}" for number in range(60)]
     running.claims_at_once(names, running.access_points())
-    running.wait(lambda: len(running.efs.access_points(file_system)) >= 50, "some are made")
+    running.wait(lambda: len(running.efs.access_points(file_system)) >= 15, "some are made")
     running.program.kill()
     running.program.start()
     volumes = running.wait_bound(*names)
     points = running.efs.access_points(file_system)
-    assert len(points) == 200
+    assert len(points) == 60
     gids = {volume.metadata.annotations[ANN_GID] for volume in volumes}
-    assert len(gids) == 200
+    assert len(gids) == 60
     assert gids == {str(point["PosixUser"]["Gid"]) for point in points}
 
 
