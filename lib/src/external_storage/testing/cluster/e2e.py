@@ -109,7 +109,8 @@ def nfs_export(request: pytest.FixtureRequest, joined_guest: Guest | None) -> Nf
     """A directory of an NFS server: of a cluster of our own, of the guest's kernel."""
     if joined_guest is not None:
         path = f"/srv/{request.path.parent.parent.name}"
-        joined_guest.serve_nfs(path)
+        # insecure: some clients, such as that of EFS's mount options, come from a high port.
+        joined_guest.serve_nfs(path, options="rw,sync,no_root_squash,insecure")
         return NfsExport(server=layout.GUEST_ADDRESS, path=path)
     server, _, path = (request.config.getoption("--nfs-export") or "").rpartition(":")
     if not server or not path.startswith("/"):
