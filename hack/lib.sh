@@ -135,7 +135,7 @@ need_environment() {
   say environment "installing ${names[*]} to $ENVIRONMENT"
   uv venv --quiet --clear --python "$TOOLS/bin/python" "$ENVIRONMENT"
   for package in "${names[@]:1}"; do
-    editables+=(--editable "./$package[testing]")
+    editables+=(--editable "./${package}[testing]")
   done
   # All in one command: alone, a provisioner would look for the lib on the index.
   (cd "$ROOT" && VIRTUAL_ENV=$ENVIRONMENT uv pip install --quiet "${editables[@]}")

@@ -115,7 +115,7 @@ class LocalVolumeProvisioner(Agent[LocalVolumeSettings]):
         scanner = Scanner(self._measure_remote)
         offers = Offers(ledger, self._classes.lister, self._metrics)
         views = Views(scanner, ledger, self._brake, self._failures, dry_run=settings.dry_run)
-        self._reconciler = Reconciler(
+        self._reconciler = reconciler = Reconciler(
             Parts(
                 scanner=scanner, ledger=ledger, volumes=self._volumes.lister,
                 requests=self._requests, board=self._board, views=views, offers=offers,
@@ -127,7 +127,7 @@ class LocalVolumeProvisioner(Agent[LocalVolumeSettings]):
             failures=self._failures, queue=self._queue, wake=self._wake_up,
         )  # fmt: skip
         self._workers = Workers(self._queue, work.do, max_threads=settings.parallel_wipes)
-        self._volumes.add_handler(lambda change: self._on_volume(change, offers))
+        self._volumes.add_handler(lambda change: self._on_volume(change, offers, reconciler))
         self._classes.add_handler(lambda _: self._wake_up())
         self._watcher = Watcher(on_entries=self._on_entries, on_mounts=self._on_mounts)
         self._watcher.start()
@@ -190,10 +190,14 @@ class LocalVolumeProvisioner(Agent[LocalVolumeSettings]):
 
     # -- what wakes us
 
-    def _on_volume(self, change: Change[PersistentVolume], offers: Offers) -> None:
+    def _on_volume(
+        self, change: Change[PersistentVolume], offers: Offers, reconciler: Reconciler
+    ) -> None:
         volume = change.new or change.old
         assert volume is not None
         offers.seen(volume)
+        if change.new is None:
+            reconciler.volume_gone(volume)
         if change.new is None or (change.old and change.old.status.phase != volume.status.phase):
             self._failures.forget(volume.spec.local.path if volume.spec.local else "")
         self._wake_up()

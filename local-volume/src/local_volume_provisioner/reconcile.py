@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -48,6 +49,7 @@ class Reconciler:
         self._parts = parts
         self._ledger = parts.ledger
         self._requests = parts.requests
+        self._gone: deque[PersistentVolume] = deque()
         self.last: Facts | None = None
 
     def run(
@@ -83,6 +85,12 @@ class Reconciler:
         """By path; those that were created a moment ago too, which the watch has not shown yet."""
         found = [*self._parts.offers.not_seen_yet(), *self._parts.volumes.all()]
         return {volume.spec.local.path: volume for volume in found if volume.spec.local is not None}
+
+    def volume_gone(self, volume: PersistentVolume) -> None:
+        """As it was last, from the watch: a claim may have come and gone with it between two
+        passes, and it is known then that it was used."""
+        if _shows_use(volume):
+            self._gone.append(volume)
 
     # -- what people ask for
 
@@ -136,6 +144,8 @@ class Reconciler:
     ) -> None:
         """A claim on a volume makes it dirty, whatever becomes of the volume; and volumes that
         came without a record of ours (the reference's) get one."""
+        while self._gone:
+            self._note_gone(self._gone.popleft())
         fresh = []
         for path, volume in volumes.items():
             record = self._ledger.get(path)
@@ -144,6 +154,11 @@ class Reconciler:
             if record is not None and (noted := _noted(record, volume)) is not None:
                 fresh.append(noted)
         self._ledger.write(fresh)
+
+    def _note_gone(self, volume: PersistentVolume) -> None:
+        record = self._ledger.get(volume.spec.local.path) if volume.spec.local else None
+        if record is not None and record.use is Use.OFFERED and record.uid == volume.uid:
+            self._ledger.write([msgspec.structs.replace(record, use=Use.USED)])
 
     # -- what is done at once
 
@@ -192,13 +207,16 @@ class Reconciler:
         board.tell_classes(facts.inventory.class_problems, facts.node.node)
 
 
+def _shows_use(volume: PersistentVolume) -> bool:
+    return volume.spec.claim_ref is not None or volume.status.phase in ("Bound", "Released")
+
+
 def _noted(record: Record, volume: PersistentVolume) -> Record | None:
     """The record with what the volume shows; None where that is nothing new."""
-    used = volume.spec.claim_ref is not None or volume.status.phase in ("Bound", "Released")
     if record.use is Use.RETIRED or (record.uid == volume.uid and record.use is not Use.OFFERED):
         return None
     # Of another UID: made anew by somebody, perhaps from a backup. What is dirty stays so.
-    use = Use.USED if used or record.dirty else Use.OFFERED
+    use = Use.USED if _shows_use(volume) or record.dirty else Use.OFFERED
     noted = msgspec.structs.replace(record, use=use, uid=volume.uid)
     return noted if noted != record or not record.uid else None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,19 @@ def test_a_volume_deleted_by_hand_is_cleaned_before_it_is_offered_again(block: A
     """L13, the agent watching."""
     bound = block.bind("d")
     block.delete_volume(bound)
+    block.volume("d", other_than=bound.uid)
+    assert block.disk.is_blank()
+
+
+def test_a_claim_that_came_and_went_between_two_passes_is_known(block: Any) -> None:
+    """L13, the agent seeing the use and the deletion at once."""
+    block.wait_state("d", "Available")
+    os.kill(block.agent.pid, signal.SIGSTOP)
+    try:
+        bound = block.bind("d")
+        block.delete_volume(bound)
+    finally:
+        os.kill(block.agent.pid, signal.SIGCONT)
     block.volume("d", other_than=bound.uid)
     assert block.disk.is_blank()
 
