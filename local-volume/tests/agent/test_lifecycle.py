@@ -44,10 +44,9 @@ def test_a_released_volume_is_cleaned_and_offered_again(block: Any) -> None:
     assert new.name == old.name
     assert block.disk.is_blank()
     assert cleanings(block) == 1
-    assert (
-        block.agent.metric(f'{PREFIX}persistentvolume_delete_total{{mode="Block",type="process"')
-        == 1
-    )
+    deleted = f'{PREFIX}persistentvolume_delete_total{{mode="Block",type="process"'
+    # Counted when the API server has answered: the watch may have shown it before that.
+    block.wait(lambda: block.agent.metric(deleted) == 1, "the deletion is counted")
     assert "old data is unreadable" in block.wait_event("CleaningStarted").message
     block.wait_event("Cleaned")
 
