@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import product, starmap
 from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from external_storage import PersistentVolume
 from external_storage.kube.types import (
@@ -141,52 +141,63 @@ def test_a_free_volume_grows_and_a_bound_one_is_reported() -> None:
     assert decide(view(candidate=smaller, volume=volume("Available"))).action is Action.NOTHING
 
 
-views = st.builds(
-    View,
-    path=st.just("/d/a"),
-    candidate=st.sampled_from(
-        [None, DISK, replace(DISK, identity=OTHER), replace(DISK, identity=BARE)]
-    ),
-    duplicate=st.sampled_from(["", "of b"]),
-    volume=st.sampled_from(
-        [None, *(volume(p) for p in ("Available", "Bound", "Released", "Failed", "Pending"))]
-    ),
-    record=st.one_of(
-        st.none(),
-        st.builds(
-            record,
-            st.sampled_from(Use),
-            st.sampled_from([SURE, BARE]),
-            st.sampled_from(["u0", "u1"]),
-        ),
-    ),
-    config=st.sampled_from([None, CLASS, replace(CLASS, clean_policy=CleanPolicy.NEVER)]),
-    approved=st.booleans(),
-    retiring=st.booleans(),
-    failures=st.sampled_from([0, MOST_FAILURES]),
-    brake=st.sampled_from(["", "many"]),
-    dry_run=st.booleans(),
-    is_empty=st.booleans(),
-)  # fmt: skip
+CANDIDATES = [None, DISK, replace(DISK, identity=OTHER), replace(DISK, identity=BARE)]
+VOLUMES = [None, *map(volume, ("Available", "Bound", "Released", "Failed", "Pending"))]
+RECORDS = [None, *starmap(record, product(Use, (SURE, BARE), ("u0", "u1")))]
+CONFIGS = [
+    None,
+    CLASS,
+    replace(CLASS, clean_policy=CleanPolicy.NEVER),
+    replace(CLASS, required_identity=RequiredIdentity.PLACEMENT),
+]
+SWITCHES = {
+    "duplicate": ("", "of b"),
+    "failures": (0, MOST_FAILURES),
+    "brake": ("", "many"),
+    **dict.fromkeys(("approved", "retiring", "dry_run", "is_empty"), (False, True)),
+}
 
 
-@given(views)
-def test_no_mixture_of_facts_cleans_what_must_not_be(one: View) -> None:
-    found = decide(one)
-    if found.action is not Action.CLEAN:
-        return
-    assert one.candidate is not None
-    assert one.recorded is None or one.candidate.identity != OTHER
-    assert one.recorded is not None or one.approved
-    assert not one.duplicate
-    assert not one.dry_run
-    assert one.volume is None or one.volume.status.phase == "Released"
-    assert one.volume is not None or (one.record and one.record.use is not Use.CLEAN)
-    assert one.config is None or one.config.clean_policy is not CleanPolicy.NEVER
+def mixtures() -> Iterator[View]:
+    """Every mixture of what the decision looks at."""
+    for switches in product(*SWITCHES.values()):
+        fields = dict(zip(SWITCHES, switches, strict=True))
+        for found, held, known, config in product(CANDIDATES, VOLUMES, RECORDS, CONFIGS):
+            yield view(candidate=found, volume=held, record=known, config=config, **fields)
 
 
-@given(views)
-def test_nothing_dirty_is_offered(one: View) -> None:
-    if decide(one).action is Action.OFFER and one.record is not None:
-        assert not one.record.dirty
-        assert one.record.use is not Use.OFFERED or one.is_empty
+def is_another_disk(one: View) -> bool:
+    """Whether the entry's disk has hardware ids that are not those on record."""
+    known = one.recorded.hardware if one.recorded else {}
+    found = one.candidate.identity.hardware if one.candidate else {}
+    return bool(known and found and known != found)
+
+
+def forbids_cleaning(one: View) -> dict[str, object]:
+    """The facts of which each alone forbids to clean, by what they say."""
+    phase = one.volume.status.phase if one.volume else ""
+    return {
+        "nothing is there": one.candidate is None,
+        "another disk is there": is_another_disk(one),
+        "nobody knows which disk it was": one.recorded is None and not one.approved,
+        "a second name of a device": one.duplicate,
+        "a dry run": one.dry_run,
+        "the volume may be in use": phase not in ("", "Released"),
+        "clean already": not phase and not (one.record and one.record.use is not Use.CLEAN),
+        "the class says never": one.config and one.config.clean_policy is CleanPolicy.NEVER,
+    }
+
+
+def test_no_mixture_of_facts_cleans_what_must_not_be_and_none_offers_what_is_dirty() -> None:
+    done = dict.fromkeys(Action, 0)
+    for one in mixtures():
+        action = decide(one).action
+        done[action] += 1
+        if action is Action.CLEAN:
+            against = [why for why, holds in forbids_cleaning(one).items() if holds]
+            assert not against, one
+        if action is Action.OFFER and one.record is not None:
+            assert not one.record.dirty, one
+            assert one.record.use is not Use.OFFERED or one.is_empty, one
+    assert done[Action.CLEAN]
+    assert done[Action.OFFER]
