@@ -16,6 +16,7 @@ import pytest
         (("--kubeconfig",), "--kubeconfig: a value must follow"),
         (("--image", "nfs"), "--image nfs: want NAME=REFERENCE"),
         (("--nfs-export", "server"), "--nfs-export server: want SERVER:/PATH"),
+        (("--iscsi-storage", "/nowhere"), "--iscsi-storage /nowhere: has no servers.yaml"),
         (("--fast",), "--fast: no such option"),
     ],
 )

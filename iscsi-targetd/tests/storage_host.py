@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import subprocess
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from external_storage.testing.guest import Guest
+from external_storage.testing.guest.storage import KEY, KNOWN_HOSTS, let_in, make_volume_group
 from iscsi_targetd_provisioner.lio_ssh import LioSsh
 from iscsi_targetd_provisioner.names import Portal
 from iscsi_targetd_provisioner.ssh import Login
@@ -26,13 +26,6 @@ PORTAL = Portal("127.0.0.1")
 SAVED = "/etc/rtslib-fb-target/saveconfig.json"
 
 
-def key_pair(path: Path, *, passphrase: str = "") -> str:
-    """Make an SSH key; its public half."""
-    argv = ["ssh-keygen", "-q", "-t", "ed25519", "-C", "test", "-N", passphrase, "-f", str(path)]
-    subprocess.run(argv, check=True, stdin=subprocess.DEVNULL)
-    return path.with_name(f"{path.name}.pub").read_text(encoding="ascii").strip()
-
-
 @dataclass
 class StorageHost:
     """The guest with a volume group, a thin pool, and a key that may log in."""
@@ -43,8 +36,8 @@ class StorageHost:
     directory: Path
 
     def login(self, **fields: Any) -> Login:
-        given = {"key_file": self.directory / "key", **fields}
-        known = self.directory / "known_hosts"
+        given = {"key_file": self.directory / KEY, **fields}
+        known = self.directory / KNOWN_HOSTS
         return Login(host="127.0.0.1", port=self.port, known_hosts=known, **given)
 
     def backend(self, **fields: Any) -> LioSsh:
@@ -63,8 +56,8 @@ class StorageHost:
             "ssh": {
                 "host": "127.0.0.1",
                 "port": self.port,
-                "knownHosts": str(self.directory / "known_hosts"),
-                "keyFile": str(self.directory / "key"),
+                "knownHosts": str(self.directory / KNOWN_HOSTS),
+                "keyFile": str(self.directory / KEY),
             },
             "iqn": IQN,
             "portals": [str(PORTAL)],
@@ -131,15 +124,9 @@ class StorageHost:
 @contextlib.contextmanager
 def storage_host(directory: Path) -> Iterator[StorageHost]:
     with Guest(name=f"storage-{uuid.uuid4().hex[:4]}") as guest:
-        public = key_pair(directory / "key")
-        disk = guest.path(guest.add_disk(1024 * MIB))
         guest.run(f"printf 'InitiatorName={INITIATOR}\\n' >/etc/iscsi/initiatorname.iscsi")
         guest.run("pkill -x iscsid; iscsid")
-        guest.run(f"vgcreate -qq {GROUP} {disk}", timeout_s=120)
-        guest.run(f"lvcreate -qqy -L 256M -T {THIN}", timeout_s=120)
+        make_volume_group(guest, GROUP, size=1024 * MIB, thin_pool=256 * MIB)
         host = StorageHost(guest, guest.forward(22), directory)
-        host.allow(public)
-        host_key = guest.run("cat /etc/ssh/ssh_host_ed25519_key.pub").split()[:2]
-        known = f"[127.0.0.1]:{host.port} {' '.join(host_key)}\n"
-        (directory / "known_hosts").write_text(known, encoding="ascii")
+        let_in(guest, directory, host="127.0.0.1", port=host.port)
         yield host

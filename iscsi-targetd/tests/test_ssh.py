@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.storage_host import key_pair
 from tests.targetd_server import TargetdServer, unused_port
 from tests.test_targetd_backend import ACCOUNT
 
@@ -30,6 +29,7 @@ from external_storage import (
     Unchanged,
     VolumeInUse,
 )
+from external_storage.testing.guest.storage import make_key
 from external_storage.testing.processes import free_port
 from external_storage.testing.waiting import wait_until
 from iscsi_targetd_provisioner.helper_session import Helper, HelperRefused
@@ -80,8 +80,8 @@ def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
     if program is None:
         pytest.skip("sshd is not installed: apt-get install openssh-server")
     directory = tmp_path_factory.mktemp("sshd")
-    host_key = key_pair(directory / "host_key")
-    key_pair(directory / "key")
+    host_key = make_key(directory / "host_key")
+    make_key(directory / "key")
     port = free_port()
     settings = {
         "HostKey": directory / "host_key",
@@ -140,7 +140,7 @@ def test_a_host_that_is_not_known_is_refused(sshd: Sshd, tmp_path: Path) -> None
 
 
 def test_a_host_whose_key_has_changed_is_refused(sshd: Sshd, tmp_path: Path) -> None:
-    other = key_pair(tmp_path / "other")
+    other = make_key(tmp_path / "other")
     (tmp_path / "known_hosts").write_text(f"[127.0.0.1]:{sshd.port} {other}\n")
     text = failure(sshd.helper(known_hosts=tmp_path / "known_hosts"))
     assert "the host's key is not the one in" in text
@@ -157,13 +157,13 @@ def test_the_users_own_known_hosts_do_not_count(
 
 
 def test_a_key_that_the_host_does_not_know_is_told(sshd: Sshd, tmp_path: Path) -> None:
-    key_pair(tmp_path / "key")
+    make_key(tmp_path / "key")
     text = failure(sshd.helper(key_file=tmp_path / "key"))
     assert f"does not accept our key or password for user {_user()}" in text
 
 
 def test_a_key_with_a_passphrase_needs_it(sshd: Sshd, tmp_path: Path) -> None:
-    key_pair(tmp_path / "key", passphrase="a long passphrase")
+    make_key(tmp_path / "key", passphrase="a long passphrase")
     assert "passphrase" in failure(sshd.helper(key_file=tmp_path / "key"))
     (tmp_path / "passphrase").write_text("a wrong passphrase\n")
     wrong = {"key_file": tmp_path / "key", "key_passphrase_file": tmp_path / "passphrase"}

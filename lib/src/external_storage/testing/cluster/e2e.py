@@ -52,6 +52,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="SERVER:/PATH",
         help="a directory that the given cluster's nodes can mount, for scenarios to fill",
     )
+    group.addoption(
+        "--iscsi-storage",
+        type=Path,
+        metavar="DIR",
+        help="the storage hosts of the given cluster: servers.yaml, and the files it names",
+    )
     group.addoption("--images", type=Path, help="the directory of hack/build-images --archive")
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from external_storage.kube.quantity import to_bytes
 from external_storage.kube.types import PersistentVolume, PersistentVolumeClaim
 from external_storage.testing.access import ControlPlaneError
 from external_storage.testing.cluster.deployed import Site
@@ -61,6 +62,11 @@ class Space:
         self._wait(f"pvc/{name}", "--for=jsonpath={.status.phase}=Bound")
         claim = self.site.client.get(PersistentVolumeClaim, name, namespace=self.name)
         return self.site.client.get(PersistentVolume, claim.spec.volume_name)
+
+    def capacity(self, name: str) -> int:
+        """The bytes that a claim's status says it has, once its expansion is complete."""
+        claim = self.site.client.get(PersistentVolumeClaim, name, namespace=self.name)
+        return 0 if claim.status.conditions else to_bytes(claim.status.capacity["storage"])
 
     def delete_claim(self, name: str) -> None:
         """Delete a claim, and wait until the volume it was bound to is gone too."""
