@@ -119,7 +119,7 @@ def left(deployed: Deployed) -> str:
 
 
 def on_host(guest: Guest | None) -> list[str]:
-    """Volumes and targets that the host really has, where we can look; and what is saved of them."""
+    """What the host really has, where we can look: volumes, targets, and what is saved of them."""
     if guest is None:
         return []
     volumes = guest.run(["lvs", "--noheadings", "-o", "lv_name", GROUP]).split()
