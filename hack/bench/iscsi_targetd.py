@@ -2,8 +2,8 @@
 
     hack/bench/run iscsi-targetd [--json] [--claims N]
 
-``claim_ratio``: from a claim to the PersistentVolume of its exported volume, beside lvcreate and the
-same calls of rtslib, made by one process that does nothing else, in the same guest; smaller is
+``claim_ratio``: from a claim to the PersistentVolume of its exported volume, beside lvcreate and
+the same calls of rtslib, made by one process that does nothing else, in the same guest; smaller is
 better. ``targetcli_speedup``: the export alone, beside one targetcli that is fed the same by a
 script; larger is better. ``parallel_ratio``: that many claims at once, beside the same number one
 after the other; smaller is better.
