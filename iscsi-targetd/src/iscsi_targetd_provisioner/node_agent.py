@@ -67,7 +67,9 @@ class NodeAgent(Agent[NodeAgentSettings]):
 
     def __init__(self, settings: NodeAgentSettings, context: AgentContext) -> None:
         super().__init__(settings, context)
-        self._devices = NodeDevices(root=settings.host_root)
+        # Not the container's own sysfs: that is read-only where the root file system is.
+        root = settings.host_root
+        self._devices = NodeDevices(root=root, sys=root / "sys")
         self._claims = Informer(context.client, PersistentVolumeClaim, keep=waits_for_node)
         self._claims.add_handler(self._changed)
         self._wake = threading.Event()
