@@ -64,9 +64,9 @@ class Space:
         return self.site.client.get(PersistentVolume, claim.spec.volume_name)
 
     def capacity(self, name: str) -> int:
-        """The bytes that a claim's status says it has, once its expansion is complete."""
-        claim = self.site.client.get(PersistentVolumeClaim, name, namespace=self.name)
-        return 0 if claim.status.conditions else to_bytes(claim.status.capacity["storage"])
+        """The bytes that a Bound claim's status says it has; 0 while it is being expanded."""
+        status = self.site.client.get(PersistentVolumeClaim, name, namespace=self.name).status
+        return 0 if status.allocated_resource_statuses else to_bytes(status.capacity["storage"])
 
     def delete_claim(self, name: str) -> None:
         """Delete a claim, and wait until the volume it was bound to is gone too."""
