@@ -14,6 +14,7 @@ import yaml
 from external_storage import (
     Context,
     Deadline,
+    Owner,
     PersistentVolume,
     PersistentVolumeClaim,
     ProvisionRequest,
@@ -27,6 +28,7 @@ from nfs_client_provisioner.provisioner import NfsClientProvisioner
 from nfs_client_provisioner.settings import NfsClientSettings
 
 PRIVATE = ".external-storage"
+OWNER = Owner("a-cluster", (builders.PROVISIONER,))
 
 
 def entry_for(share: Path, **keys: Any) -> dict[str, Any]:
@@ -167,6 +169,7 @@ def site_on(tmp_path: Path) -> Iterator[Callable[..., Site]]:
             client=cast(Any, None),  # nothing but the class of a predecessor's volume is read
             events=cast(Any, told),
             metrics=Metrics(),
+            owner=lambda: OWNER,
             watch_volumes=watching.append,
         )
         texts = {"provisioner_name": builders.PROVISIONER, "servers": str(file), **(flags or {})}

@@ -43,7 +43,11 @@ def examine(settings: EfsSettings, client: Client, *, writes: bool) -> Iterator[
     yield _look("cluster", lambda: owner_of(settings, client).cluster)
     yield _look("AWS identity", aws.identity)
     systems = settings.read_file_systems().found(aws.dns_name)
-    shares = shares_of(systems.values(), call_limit_s=settings.call_timeout)
+    shares = shares_of(
+        systems.values(),
+        owner=lambda: owner_of(settings, client).of_records(),
+        call_limit_s=settings.call_timeout,
+    )
     for id, system in systems.items():
         yield _look(f"{id}: DescribeFileSystems", partial(_state, aws, id))
         yield _look(f"{id}: DescribeMountTargets", partial(_targets, aws, id))

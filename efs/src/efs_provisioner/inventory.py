@@ -54,7 +54,11 @@ class Inventory:
         self._owner = owner_of(settings, client)
         self._aws = Aws(settings.aws_region)
         self._systems = settings.read_file_systems().found(self._aws.dns_name)
-        self._shares = shares_of(self._systems.values(), call_limit_s=settings.call_timeout)
+        self._shares = shares_of(
+            self._systems.values(),
+            owner=self._owner.of_records,
+            call_limit_s=settings.call_timeout,
+        )
 
     def __enter__(self) -> Self:
         for share in self._shares.values():

@@ -8,8 +8,9 @@ way to begin. The records of directories are there all the same: they say whose 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
+import external_storage
 from efs_provisioner.access_point_directories import AccessPointDirectories
 from efs_provisioner.access_point_volumes import AccessPointVolumes
 from efs_provisioner.aws import Aws
@@ -67,7 +68,11 @@ class EfsProvisioner(Provisioner[EfsSettings, EfsParameters]):
         )
         aws = Aws(settings.aws_region, observe=metrics.observe)
         systems = settings.read_file_systems().found(aws.dns_name)
-        self._shares = shares_of(systems.values(), call_limit_s=settings.call_timeout)
+        self._shares = shares_of(
+            systems.values(),
+            owner=lambda: self._find_owner().of_records(),
+            call_limit_s=settings.call_timeout,
+        )
         facts = Facts(aws)
         self._known = KnownVolumes(
             context.client,
@@ -167,7 +172,12 @@ def owner_of(settings: EfsSettings, client: Client) -> Owner:
     return Owner(cluster, settings.names)
 
 
-def shares_of(systems: Iterable[FileSystem], *, call_limit_s: float) -> dict[str, ShareDirectories]:
+def shares_of(
+    systems: Iterable[FileSystem],
+    *,
+    owner: Callable[[], external_storage.Owner],
+    call_limit_s: float,
+) -> dict[str, ShareDirectories]:
     """Of the file systems that are mounted here, by id; nothing is started."""
     shares = {}
     for system in systems:
@@ -182,5 +192,5 @@ def shares_of(systems: Iterable[FileSystem], *, call_limit_s: float) -> dict[str
             expected=system.expected(),
             call_limit_s=call_limit_s,
         )
-        shares[system.id] = ShareDirectories(share)
+        shares[system.id] = ShareDirectories(share, owner=owner)
     return shares

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
+import external_storage
 from external_storage import PersistentVolumeClaim
 
 CLUSTER: Final = "external-storage/cluster"
@@ -56,6 +57,10 @@ class Owner:
     def has_made_for(self, volume: str, tags: Mapping[str, str]) -> bool:
         """Whether it was also for this very volume."""
         return self.has_made(tags) and tags.get(VOLUME) == volume[:_MAX_VALUE]
+
+    def of_records(self) -> external_storage.Owner:
+        """The same, as records of directories have it."""
+        return external_storage.Owner(self.cluster, self.provisioners)
 
     def token(self, claim_uid: str, *, provisioner: str) -> str:
         """The ``ClientToken`` for a claim: the same in every try, in no other cluster.

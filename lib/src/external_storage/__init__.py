@@ -44,6 +44,7 @@ from external_storage.leader import Lease
 from external_storage.logs import Logger, get_logger
 from external_storage.main import run
 from external_storage.manager import Manager
+from external_storage.owner import Owner, OwnerUnknown
 from external_storage.parameters import NoParameters, Parameters
 from external_storage.provisioner import (
     AvailableCapacity,
@@ -79,6 +80,8 @@ __all__ = [
     "Logger",
     "Manager",
     "NoParameters",
+    "Owner",
+    "OwnerUnknown",
     "Parameters",
     "PersistentVolume",
     "PersistentVolumeClaim",

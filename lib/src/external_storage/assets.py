@@ -47,7 +47,7 @@ class AssetRecord:
     """The volume's name, also the file's."""
     state: AssetState
     owner: str
-    """The provisioner instance that made the asset."""
+    """Who made the asset, where others reach it, too: see ``owner.Owner``."""
     claim_uid: str
     claim: str = ""
     """``namespace/name`` of the claim, for asking whether it is still there."""

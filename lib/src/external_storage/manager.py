@@ -20,6 +20,7 @@ from external_storage.kube.throttle import Throttle
 from external_storage.leader import Lease, lease_name
 from external_storage.logs import get_logger
 from external_storage.metrics import Metrics
+from external_storage.owner import OwnerFinder
 from external_storage.provisioner import Context, Provisioner
 from external_storage.settings import ProgramSettings, Settings
 
@@ -75,6 +76,7 @@ class Manager:
             client=client,
             events=events,
             metrics=metrics,
+            owner=OwnerFinder(client, settings.names),
             reconcile_soon=lambda: controllers[0].reconcile_soon(),
             watch_volumes=lambda handler: controllers[0].watch_volumes(handler),
             add_part=manager.add,

@@ -34,6 +34,7 @@ from external_storage.kube.types import (
     VolumeNodeAffinity,
 )
 from external_storage.metrics import Metrics
+from external_storage.owner import Owner, OwnerUnknown
 from external_storage.parameters import NoParameters, Parameters
 from external_storage.settings import Settings
 
@@ -45,6 +46,10 @@ VolumeHandler = Callable[[PersistentVolume | None, PersistentVolume | None], Non
 
 S = TypeVar("S", bound=Settings)
 P = TypeVar("P", bound=Parameters)
+
+
+def _unknown_owner() -> Owner:
+    raise OwnerUnknown("this context was built without an owner")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,6 +127,10 @@ class Context:
     """For events of the provisioner's own; those about the work on claims are written for it."""
     metrics: Metrics
     """Where a provisioner adds metrics of its own, in ``start``."""
+    owner: Callable[[], Owner] = _unknown_owner
+    """Who we are, in this cluster and among others: for what several can reach. Asks the API server
+    the first time, and raises ``OwnerUnknown``; needs the right to get the namespace kube-system.
+    """
     reconcile_soon: Callable[[], None] = lambda: None
     """Have ``reconcile`` called as soon as may be."""
     watch_volumes: Callable[[VolumeHandler], None] = lambda _handler: None

@@ -15,12 +15,13 @@ from typing import Any
 
 import pytest
 
-from external_storage import mountinfo
+from external_storage import Owner, mountinfo
 from external_storage.shares import Expected, Share, ShareDirectories
 from external_storage.testing import builders
 
 LIMIT_S = 60.0
 SERVER = "files.example.com"
+OURS = Owner("cluster-1", ("example.com/test", "example.com/formerly"))
 
 
 @dataclass
@@ -52,7 +53,8 @@ class Export:
 
     def directories(self, name: str = "files", **options: Any) -> ShareDirectories:
         """Started, and found in order."""
-        made = ShareDirectories(self.share(name, **options))
+        owner = options.pop("owner", OURS)
+        made = ShareDirectories(self.share(name, **options), owner=lambda: owner)
         self.stack.callback(made.stop)
         made.start()
         until(lambda: made.problem() is None, "the share is available")

@@ -17,7 +17,7 @@ from external_storage.shares import (
 )
 from external_storage.shares.layout import Site, prepare
 
-from .conftest import Disk, Export, claim, run, until
+from .conftest import OURS, Disk, Export, claim, run, until
 
 
 def test_a_server_that_maps_us_to_another_user_is_found_out(
@@ -50,7 +50,7 @@ def test_the_error_says_that_the_server_maps_root(
 
 def test_metrics_tell_of_each_share(export: Export) -> None:
     one = export.directories("one")
-    two = ShareDirectories(export.share("two"))
+    two = ShareDirectories(export.share("two"), owner=lambda: OURS)
     metrics = Metrics(CollectorRegistry())
     export_metrics(metrics, [one, two])
 

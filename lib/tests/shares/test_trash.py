@@ -18,7 +18,7 @@ from external_storage.shares import (
     trash,
 )
 
-from .conftest import LIMIT_S, Disk, Export, claim, run, until
+from .conftest import LIMIT_S, OURS, Disk, Export, claim, run, until
 
 
 def publish(on: ShareDirectories, name: str = "pvc-1", path: str = "ns/data") -> None:
@@ -33,7 +33,7 @@ def in_trash(point: Path) -> list[Path]:
 def test_a_delete_does_not_wait_for_the_files(export: Export) -> None:
     """At one file a second the trash cannot be empty before the delete has long returned."""
     share = export.share()
-    on = ShareDirectories(share, removals_per_s=1.0)
+    on = ShareDirectories(share, owner=lambda: OURS, removals_per_s=1.0)
     export.stack.callback(on.stop)
     on.start()
     until(lambda: on.problem() is None, "available")

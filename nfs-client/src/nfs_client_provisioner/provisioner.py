@@ -61,7 +61,7 @@ class NfsClientProvisioner(Provisioner[NfsClientSettings, NfsClientParameters]):
         super().__init__(settings, context)
         self._servers = Servers(
             [
-                Mounted.of(server, call_limit_s=settings.call_timeout)
+                Mounted.of(server, owner=context.owner, call_limit_s=settings.call_timeout)
                 for server in settings.read_servers()
             ]
         )

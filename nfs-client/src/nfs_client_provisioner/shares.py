@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Self
 
-from external_storage import Infeasible, PersistentVolume, ProvisioningFailed
+from external_storage import Infeasible, Owner, PersistentVolume, ProvisioningFailed
 from external_storage.shares import Share, ShareDirectories, ShareUnavailable
 from external_storage.shares.layout import Site, opened
 from external_storage.shares.location import same_server
@@ -26,7 +26,7 @@ class Mounted:
     """Held while one of several volumes with the same directory is deleted."""
 
     @classmethod
-    def of(cls, server: Server, *, call_limit_s: float) -> Self:
+    def of(cls, server: Server, *, owner: Callable[[], Owner], call_limit_s: float) -> Self:
         """Touches nothing yet."""
         share = Share(
             server.name,
@@ -36,7 +36,7 @@ class Mounted:
             expected=server.expected(),
             call_limit_s=call_limit_s,
         )
-        return cls(server, ShareDirectories(share))
+        return cls(server, ShareDirectories(share, owner=owner))
 
     def size(self) -> int:
         """Bytes of the server's file system, when it was last looked at; ShareUnavailable."""

@@ -20,8 +20,9 @@ from external_storage.assets import AssetRecord, AssetState, DamagedRecord
 from external_storage.errors import ProvisioningFailed
 from external_storage.kube.types import PersistentVolumeClaim
 from external_storage.logs import get_logger
+from external_storage.owner import Owner
 from external_storage.shares import making, removing
-from external_storage.shares.layout import PRIVATE, check_path, prepare
+from external_storage.shares.layout import PRIVATE, check_path
 from external_storage.shares.making import Ownership, Parts
 from external_storage.shares.records import PATH, SHARE, SHARED, PathTaken, ShareRecords
 from external_storage.shares.results import DirectoryRefused, Ended, Ending, Made
@@ -46,11 +47,19 @@ class ShareDirectories:
     """
 
     def __init__(
-        self, share: Share, *, removals_per_s: float = 1000.0, counted_per_s: float = 1000.0
+        self,
+        share: Share,
+        *,
+        owner: Callable[[], Owner],
+        removals_per_s: float = 1000.0,
+        counted_per_s: float = 1000.0,
     ) -> None:
-        """How fast the trash is emptied and usage counted at most, in files."""
+        """What is of another ``owner``, as its records say, is never touched.
+
+        The others: how fast the trash is emptied and usage counted at most, in files.
+        """
         self.share = share
-        self.records = ShareRecords(share)
+        self.records = ShareRecords(share, owner=owner)
         self._trash = TrashEmptier(share, removals_per_s=removals_per_s)
         self._usage = UsageCounter(share, entries_per_s=counted_per_s)
         # Each takes several calls, and no other is to come between them. The share's process does
@@ -86,7 +95,6 @@ class ShareDirectories:
         ownership: Ownership,
         adopt: bool = False,
         shared: bool = False,
-        owner: str = "",
         details: Mapping[str, Any] | None = None,
     ) -> Made:
         """Make the directory of the volume ``name`` at ``path``, or find the one made before.
@@ -97,8 +105,7 @@ class ShareDirectories:
             path: below the share's directory.
             ownership: of a directory that is made now.
             adopt: take one that is there and that we did not make.
-            shared: other volumes that say so, too, may have the same directory.
-            owner: the provisioner instance, for the record.
+            shared: other volumes of ours that say so, too, may have the same directory.
             details: JSON values to keep in the record, with keys of the caller's own.
 
         Raises ``PathTaken`` if another volume has that directory or one below or above it.
@@ -107,8 +114,12 @@ class ShareDirectories:
         if clash := _OURS & (details or {}).keys():
             raise ValueError(f"the keys {', '.join(sorted(clash))} of the details are ours")
         fixed = {**(details or {}), PATH: path, SHARED: shared}
+        self.records.owner()  # if that cannot be told, nothing is begun
         with self._alone(), self._told(path):
-            known = self.records.get(name)
+            known = self.records.own(name)
+            if known is None and len(parts) > 1:
+                # The directories above may have become others' since their records were read.
+                self.records.catch_up()
             if known is not None and known.details.get(PATH) != path:
                 if known.state is AssetState.PUBLISHED:
                     # Its volume is there, and says so.
@@ -120,7 +131,7 @@ class ShareDirectories:
             there = self.share.call(making.look, parts)
             if there is not None and known is not None and _is_of(known, there):
                 return self._made(known)
-            begin = partial(self._begin, name, claim, owner, fixed)
+            begin = partial(self._begin, name, claim, fixed)
             if there is None:
                 return self._made(self._place(begin, name, parts, ownership))
             if known is not None:
@@ -153,6 +164,8 @@ class ShareDirectories:
     def keep(self, name: str) -> Ended:
         """Forget the volume, and leave its directory where it is."""
         with self._alone():
+            with self._told(name):
+                self.records.own(name)
             self.records.forget(name)
         return Ended(ending=Ending.KEPT)
 
@@ -163,6 +176,7 @@ class ShareDirectories:
         """
         path, inode = record.details.get(PATH), record.details.get(_INODE)
         with self._alone(), self._told(str(path)):
+            self.records.refuse_foreign(record)
             if isinstance(path, str) and isinstance(inode, int):
                 others = self._others(record.name, path, shared=_is_shared(record))
                 if not others and not record.details.get(_ADOPTED):
@@ -177,10 +191,6 @@ class ShareDirectories:
         """Whether a directory is at ``path``."""
         with self._told(path):
             return self.share.call(making.look, check_path(path)) is not None
-
-    def free_bytes(self) -> int:
-        """What can still be written, by the server's word."""
-        return self.share.call(prepare).free
 
     def usage(self, path: str, *, stop: Callable[[], bool] = lambda: False) -> Usage | None:
         """What is in the tree at ``path``, counted slowly and in a process of its own; None if
@@ -228,14 +238,13 @@ class ShareDirectories:
         self,
         name: str,
         claim: PersistentVolumeClaim,
-        owner: str,
         details: Mapping[str, Any],
         inode: int,
         *,
         adopted: bool = False,
     ) -> AssetRecord:
         details = {**details, _INODE: inode, _ADOPTED: adopted}
-        return self.records.begin(name, claim=claim, owner=owner, details=details)
+        return self.records.begin(name, claim=claim, details=details)
 
     def _place(self, begin: _Begin, name: str, parts: Parts, ownership: Ownership) -> AssetRecord:
         """Make a directory where there is nothing."""
@@ -254,8 +263,10 @@ class ShareDirectories:
 
     def _join(self, begin: _Begin, name: str, path: str, there: int, *, adopt: bool) -> AssetRecord:
         """Take a directory that is there, if that is allowed."""
+        self.records.catch_up()  # it may be somebody's since they were read
         for other in self.records.holders(path):
             if other != name and (record := self.records.get(other)) is not None:
+                self.records.refuse_foreign(record)
                 return begin(there, adopted=bool(record.details.get(_ADOPTED)))
         if not adopt:
             raise DirectoryRefused(_NOT_OURS.format(path))
@@ -272,7 +283,7 @@ class ShareDirectories:
     def _end(self, name: str, path: str | None, act: Callable[[str, Parts], Ended]) -> Ended:
         with self._alone():
             with self._told(path or name):
-                record = self.records.get(name)
+                record = self.records.own(name)
             known = path if record is None else record.details.get(PATH)
             if not isinstance(known, str):
                 return Ended(ending=Ending.MISSING)
@@ -321,15 +332,15 @@ class ShareDirectories:
 
     def _others(self, name: str, path: str, *, shared: bool) -> bool:
         """Whether other volumes have the directory, too. ``PathTaken`` if they do not share it."""
-        if shared:
-            # Another replica, on its way out, may have added one.
+        if shared or name not in self.records:
+            # Another replica, on its way out, may have added one; or somebody has adopted it.
             self.records.catch_up()
         if taken := self.records.conflict(name, path, shared=shared):
             raise PathTaken(f"{taken}: it is left alone")
         return any(other != name for other in self.records.holders(path))
 
     def _expire(self) -> None:
-        paths = (record.details.get(PATH) for record in self.records.all())
+        paths = (record.details.get(PATH) for record in self.records.every())
         taken = {path.split("/")[0] for path in paths if isinstance(path, str)}
         expired = self.share.call(removing.expire, time.time(), taken)
         for place in expired.removed:
@@ -339,7 +350,7 @@ class ShareDirectories:
             log.warning("an archive is kept", share=self.share.name, place=place, reason=reason)
 
     def _sweep(self) -> None:
-        known = {record.name for record in self.records.all()}
+        known = {record.name for record in self.records.every()}
         self._swept = self.share.call(removing.sweep, known, self._swept)
 
     @contextmanager

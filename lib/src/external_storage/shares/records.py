@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from typing import Any
 
-from external_storage.assets import AssetRecord, AssetRecords
+from external_storage.assets import AssetRecord, AssetRecords, AssetState
 from external_storage.errors import ProvisioningFailed
 from external_storage.kube.types import PersistentVolumeClaim
+from external_storage.owner import Owner
 from external_storage.shares import record_files
 from external_storage.shares.layout import RECORDS, check_path
 from external_storage.shares.paths import Paths
@@ -30,10 +32,17 @@ class ShareRecords(AssetRecords):
     off: a share whose records are not known takes no claims. Reading never waits for the share;
     ``begin``, ``publish`` and ``forget`` do, and raise ShareUnavailable, as ``get`` does for a name
     that is not known while it has not been read.
+
+    Other clusters, and other provisioners of ours, may have volumes on the same share. Their
+    records are there for ``get``, ``every``, ``holders`` and ``conflict`` only: nothing else that
+    is asked tells of them, and ``publish`` leaves them alone.
     """
 
-    def __init__(self, share: Share) -> None:
+    def __init__(self, share: Share, *, owner: Callable[[], Owner]) -> None:
+        """``owner``: who we are, as ``Context.owner`` tells; asked when it first matters, and what
+        it raises is raised."""
         self._share = share
+        self.owner = owner
         self._cache = _CachedFiles(share)
         self._paths = Paths()
         super().__init__(self._cache)
@@ -69,9 +78,48 @@ class ShareRecords(AssetRecords):
         """As of AssetRecords; ``details`` has the directory as ``path``. Raises ``PathTaken``."""
         if not self.are_read:
             raise ShareUnavailable(f"{self._share}: its records have not been read")
-        return super().begin(
-            name, claim=claim, owner=owner, details={**(details or {}), SHARE: self._share.name}
-        )
+        owner = owner or str(self.owner())
+        details = {**(details or {}), SHARE: self._share.name}
+        return super().begin(name, claim=claim, owner=owner, details=details)
+
+    def is_own(self, record: AssetRecord) -> bool:
+        """Whether it is of a volume of this cluster and provisioner."""
+        return self.owner().owns(record.owner)
+
+    def own(self, name: str) -> AssetRecord | None:
+        """As ``get``; raises ``PathTaken`` for one that is not ours."""
+        record = self.get(name)
+        if record is not None:
+            self.refuse_foreign(record)
+        return record
+
+    def refuse_foreign(self, record: AssetRecord) -> None:
+        """Raise ``PathTaken`` unless the record ``is_own``."""
+        if not self.is_own(record):
+            raise PathTaken(
+                f"the directory belongs to the volume {record.name} of another cluster or "
+                f"provisioner, {record.owner}: it is left alone; if that is gone, remove "
+                f"{self._cache.place(record.name)}"
+            )
+
+    def every(self) -> list[AssetRecord]:
+        """``all``, and those of other clusters and provisioners."""
+        return super().all()
+
+    def all(self) -> list[AssetRecord]:
+        return [record for record in self.every() if self.is_own(record)]
+
+    def unfinished(self, claim_uid: str) -> AssetRecord | None:
+        record = super().unfinished(claim_uid)
+        return record if record is not None and self.is_own(record) else None
+
+    def unfinished_claims(self) -> list[str]:
+        return [uid for uid in super().unfinished_claims() if self.unfinished(uid) is not None]
+
+    def publish(self, name: str) -> None:
+        record = self.get(name)
+        if record is None or record.state is AssetState.PUBLISHED or self.is_own(record):
+            super().publish(name)
 
     def forget(self, name: str) -> None:
         super().forget(name)
@@ -89,9 +137,10 @@ class ShareRecords(AssetRecords):
             return self._paths.conflict(name, check_path(path), shared=shared)
 
     def catch_up(self) -> None:
-        """Read the records that another replica has written since ours were read."""
+        """Read the records that others, or another replica, have written since ours were read."""
         with self._lock:
-            self._cache.catch_up()
+            unfinished = {r.name for r in self.every() if r.state is AssetState.PROVISIONING}
+            self._cache.catch_up(again=unfinished)
             self._index()
 
     def _read(self) -> None:
@@ -100,11 +149,12 @@ class ShareRecords(AssetRecords):
             self._index()
 
     def _index(self) -> None:
-        super()._index()
-        paths = Paths()
-        for record in self.all():
+        unfinished, paths = {}, Paths()
+        for record in self.every():
             _enter(paths, record)
-        self._paths = paths
+            if record.state is AssetState.PROVISIONING:
+                unfinished[record.claim_uid] = record.name
+        self._unfinished, self._paths = unfinished, paths
 
     def _write(self, record: AssetRecord) -> None:
         path = record.details.get(PATH)
@@ -139,12 +189,12 @@ class _CachedFiles:
         self._files = self._fetch(self._share.call(record_files.names))
         self.is_read = True
 
-    def catch_up(self) -> None:
-        """What is new or gone; one that is known is not read again, for it is ours."""
+    def catch_up(self, *, again: Collection[str]) -> None:
+        """What is new or gone, and what is in the files of ``again``."""
         there = self._share.call(record_files.names)
-        added = self._fetch([name for name in there if name not in self._files])
+        wanted = [name for name in there if name not in self._files or name in again]
         kept = {name: self._files[name] for name in there if name in self._files}
-        self._files = {**kept, **added}
+        self._files = {**kept, **self._fetch(wanted)}
 
     def read(self, name: str) -> bytes | None:
         data = self._files.get(name)
