@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +144,42 @@ def test_n19_a_shared_directory_stays_until_its_last_volume_is_gone(site: Any) -
     assert (site.found(), site.records()) == ([], [])
 
 
+def test_n19_claims_that_are_made_together_share_the_group_of_the_first(site: Any) -> None:
+    """Each looks for a holder before any of them has made the directory."""
+    together = threading.Barrier(4)
+    company = site.provisioner._groups.reserve
+
+    @contextlib.contextmanager
+    def reserve(*args: Any, **kwargs: Any) -> Any:
+        with company(*args, **kwargs) as gid:
+            together.wait(60)
+            yield gid
+
+    shared = {"pathPattern": "both", "shared": "true", "onDelete": "delete"}
+    requests = [site.request(name, **shared) for name in "abcd"]
+    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(4) as threads:
+        patch.setattr(site.provisioner._groups, "reserve", reserve)
+        volumes = list(threads.map(site.provision, requests))
+    gid = str((site.share / "both").stat().st_gid)
+    assert {v.metadata.annotations["pv.beta.kubernetes.io/gid"] for v in volumes} == {gid}
+    for volume in volumes:
+        site.provisioner.delete(volume)
+    # The groups that were taken in vain are free again, and so is theirs.
+    assert len(site.provisioner._groups._allocator) == 0
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_volume_gets_the_group_of_the_directory_that_it_joins(site: Any, again: bool) -> None:
+    """Also in a second try, when its record is there; and of a class with other groups."""
+    shared = {"pathPattern": "both", "shared": "true"}
+    site.provision(site.request("a", gid="4711", **shared))
+    for gid in ("auto", "12"):
+        request = site.request(f"b-{gid}", gid=gid, **shared)
+        for _ in range(1 + again):
+            volume = site.provision(request, save=False)
+            assert volume.metadata.annotations["pv.beta.kubernetes.io/gid"] == "4711"
+
+
 def test_n20_a_directory_that_is_there_is_refused_unless_the_class_adopts(site: Any) -> None:
     there = site.share / "old"
     there.mkdir(mode=0o705)
@@ -153,6 +192,14 @@ def test_n20_a_directory_that_is_there_is_refused_unless_the_class_adopts(site: 
     volume = site.provision(site.request(pathPattern="old", adopt="true", mode="0777", uid="7"))
     assert facts(there) == (1111, 2222, 0o705)
     assert (there / "file").read_text() == "kept"
+    assert volume.metadata.annotations["pv.beta.kubernetes.io/gid"] == "2222"
+
+
+def test_n20_pods_get_the_group_of_an_adopted_directory_whatever_the_class_says(site: Any) -> None:
+    (site.share / "old").mkdir(mode=0o2770)
+    os.chown(site.share / "old", 1111, 2222)
+    request = site.request(pathPattern="old", adopt="true", gid="none")
+    volume = site.provision(request, save=False)
     assert volume.metadata.annotations["pv.beta.kubernetes.io/gid"] == "2222"
 
 

@@ -207,11 +207,14 @@ class NfsClientProvisioner(Provisioner[NfsClientSettings, NfsClientParameters]):
                 shared=request.parameters.shared,
                 details={} if gid is None else {GID: gid},
             )
-        if made.adopted and gid is not None:
+        # Another claim may have been first to make the directory that they share.
+        has = begun_gid(made.details)
+        if made.adopted:
             # Its group is not ours to choose: pods get the one that it has, unless that is root's.
+            has = mounted.group_of(made.path) or None
+        if has != gid:
             self._groups.release(request.volume_name)
-            gid = mounted.group_of(path) or None
-        return made, gid
+        return made, has
 
     @contextmanager
     def _group(

@@ -7,7 +7,6 @@ crash it is certain whether what is in that place was made by us or by somebody 
 
 from __future__ import annotations
 
-import errno
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -16,17 +15,18 @@ from functools import partial
 from typing import Any
 
 from external_storage import deadline
-from external_storage.assets import AssetRecord, AssetState, DamagedRecord
+from external_storage.assets import AssetRecord, AssetState
 from external_storage.errors import ProvisioningFailed
 from external_storage.kube.types import PersistentVolumeClaim
 from external_storage.logs import get_logger
 from external_storage.owner import Owner
 from external_storage.shares import making, removing
-from external_storage.shares.layout import PRIVATE, check_path
+from external_storage.shares.layout import check_path
 from external_storage.shares.making import Ownership, Parts
 from external_storage.shares.records import PATH, SHARE, SHARED, PathTaken, ShareRecords
 from external_storage.shares.results import DirectoryRefused, Ended, Ending, Made
 from external_storage.shares.share import Share, ShareUnavailable
+from external_storage.shares.telling import told
 from external_storage.shares.trash import TrashEmptier
 from external_storage.shares.usage import Usage, UsageCounter
 
@@ -106,16 +106,17 @@ class ShareDirectories:
             ownership: of a directory that is made now.
             adopt: take one that is there and that we did not make.
             shared: other volumes of ours that say so, too, may have the same directory.
-            details: JSON values to keep in the record, with keys of the caller's own.
+            details: JSON values to keep in the record, with keys of the caller's own. The volumes
+                that share a directory all have those of the first.
 
         Raises ``PathTaken`` if another volume has that directory or one below or above it.
         """
         parts = check_path(path)
         if clash := _OURS & (details or {}).keys():
             raise ValueError(f"the keys {', '.join(sorted(clash))} of the details are ours")
-        fixed = {**(details or {}), PATH: path, SHARED: shared}
+        placed = {PATH: path, SHARED: shared}
         self.records.owner()  # if that cannot be told, nothing is begun
-        with self._alone(), self._told(path):
+        with self._alone(), told(self.share, path):
             known = self.records.own(name)
             if known is None and len(parts) > 1:
                 # The directories above may have become others' since their records were read.
@@ -131,7 +132,7 @@ class ShareDirectories:
             there = self.share.call(making.look, parts)
             if there is not None and known is not None and _is_of(known, there):
                 return self._made(known)
-            begin = partial(self._begin, name, claim, fixed)
+            begin = partial(self._begin, name, claim, placed, details or {})
             if there is None:
                 return self._made(self._place(begin, name, parts, ownership))
             if known is not None:
@@ -164,7 +165,7 @@ class ShareDirectories:
     def keep(self, name: str) -> Ended:
         """Forget the volume, and leave its directory where it is."""
         with self._alone():
-            with self._told(name):
+            with told(self.share, name):
                 self.records.own(name)
             self.records.forget(name)
         return Ended(ending=Ending.KEPT)
@@ -175,7 +176,7 @@ class ShareDirectories:
         Only a directory that we have made and that no other volume has is removed.
         """
         path, inode = record.details.get(PATH), record.details.get(_INODE)
-        with self._alone(), self._told(str(path)):
+        with self._alone(), told(self.share, str(path)):
             self.records.refuse_foreign(record)
             if isinstance(path, str) and isinstance(inode, int):
                 others = self._others(record.name, path, shared=_is_shared(record))
@@ -189,13 +190,13 @@ class ShareDirectories:
 
     def exists(self, path: str) -> bool:
         """Whether a directory is at ``path``."""
-        with self._told(path):
+        with told(self.share, path):
             return self.share.call(making.look, check_path(path)) is not None
 
     def usage(self, path: str, *, stop: Callable[[], bool] = lambda: False) -> Usage | None:
         """What is in the tree at ``path``, counted slowly and in a process of its own; None if
         ``stop`` said so. Call it from one background thread: it may take hours."""
-        with self._told(path):
+        with told(self.share, path):
             return self._usage.count(path, stop)
 
     def trash_entries(self) -> int:
@@ -238,12 +239,16 @@ class ShareDirectories:
         self,
         name: str,
         claim: PersistentVolumeClaim,
-        details: Mapping[str, Any],
+        placed: Mapping[str, Any],
+        given: Mapping[str, Any],
         inode: int,
         *,
         adopted: bool = False,
+        instead: Mapping[str, Any] | None = None,
     ) -> AssetRecord:
-        details = {**details, _INODE: inode, _ADOPTED: adopted}
+        """``instead``: of what the caller has given."""
+        callers = given if instead is None else instead
+        details = {**callers, **placed, _INODE: inode, _ADOPTED: adopted}
         return self.records.begin(name, claim=claim, details=details)
 
     def _place(self, begin: _Begin, name: str, parts: Parts, ownership: Ownership) -> AssetRecord:
@@ -267,7 +272,8 @@ class ShareDirectories:
         for other in self.records.holders(path):
             if other != name and (record := self.records.get(other)) is not None:
                 self.records.refuse_foreign(record)
-                return begin(there, adopted=bool(record.details.get(_ADOPTED)))
+                adopted = bool(record.details.get(_ADOPTED))
+                return begin(there, adopted=adopted, instead=_callers(record))
         if not adopt:
             raise DirectoryRefused(_NOT_OURS.format(path))
         return begin(there, adopted=True)
@@ -278,11 +284,12 @@ class ShareDirectories:
             path=path,
             server_path=self.share.server_path(path),
             adopted=bool(record.details.get(_ADOPTED)),
+            details=_callers(record),
         )
 
     def _end(self, name: str, path: str | None, act: Callable[[str, Parts], Ended]) -> Ended:
         with self._alone():
-            with self._told(path or name):
+            with told(self.share, path or name):
                 record = self.records.own(name)
             known = path if record is None else record.details.get(PATH)
             if not isinstance(known, str):
@@ -291,7 +298,7 @@ class ShareDirectories:
                 raise DirectoryRefused(
                     f"the volume's directory is {known} by its record, not {path}: it is left alone"
                 )
-            with self._told(known):
+            with told(self.share, known):
                 ended = self._end_known(name, record, known, act)
                 if record is not None:
                     self.records.forget(name)
@@ -366,27 +373,13 @@ class ShareDirectories:
         finally:
             self._turn.release()
 
-    @contextmanager
-    def _told(self, path: str) -> Iterator[None]:
-        """What the server says about the directory, in words for people."""
-        try:
-            yield
-        except DamagedRecord as error:
-            raise DirectoryRefused(f"the record of the volume is damaged: {error}") from error
-        except OSError as error:
-            text = f"{self.share}: {path}: {error.strerror or error}"
-            if isinstance(error.filename, str) and not error.filename.startswith((path, PRIVATE)):
-                text += f" (at {error.filename})"
-            if error.errno in (errno.EPERM, errno.EACCES) and self.share.server_maps_root:
-                text += (
-                    "; the server lets us work as another user than root (root_squash, all_squash):"
-                    " export it to us with no_root_squash, or ask for no owner"
-                )
-            raise DirectoryRefused(text) from error
-
 
 def _is_of(record: AssetRecord, inode: int) -> bool:
     return record.state is AssetState.PUBLISHED or record.details.get(_INODE) == inode
+
+
+def _callers(record: AssetRecord) -> dict[str, Any]:
+    return {key: value for key, value in record.details.items() if key not in _OURS}
 
 
 def _is_shared(record: AssetRecord) -> bool:

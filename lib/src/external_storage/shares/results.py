@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 from external_storage.errors import ProvisioningFailed
 
@@ -22,6 +24,8 @@ class Made:
     """On the server: for the volume."""
     adopted: bool
     """It was there before, with an owner and mode that were not touched."""
+    details: Mapping[str, Any]
+    """What was given to ``make``; for a directory that others share, when it was first made."""
 
 
 class Ending(StrEnum):
