@@ -219,6 +219,7 @@ class Confined:
         *,
         stop: Callable[[], bool] | None = None,
         failures: list[OSError] | None = None,
+        counted: Callable[[int], None] = lambda _: None,
     ) -> bool:
         """Remove what is there with all that is in it; True when it is gone, and when it was.
 
@@ -227,7 +228,8 @@ class Confined:
         mount point in the tree, nothing in that is touched; ENOTEMPTY if somebody keeps writing.
 
         With a list for ``failures`` all that can be removed is: what cannot is told there instead
-        of raised, the first 100, each with its path as ``filename``, and False returned.
+        of raised, the first 100, each with its path as ``filename``, and False returned. At the end
+        ``counted`` is told how many files and directories were removed.
         """
         parts = check(relative)
         try:
@@ -237,6 +239,7 @@ class Confined:
                     return removal.remove(name, parent, path="/".join(parts))
                 finally:
                     sync_directory(parent)
+                    counted(removal.removed)
         except FileNotFoundError:
             return True  # one of the parents is not there
         except Stopped:

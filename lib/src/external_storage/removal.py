@@ -27,6 +27,8 @@ class Removal:
     def __init__(
         self, base: int, stop: Callable[[], bool] | None, failures: list[OSError] | None
     ) -> None:
+        self.removed = 0
+        """How many files and directories are gone by now."""
         self._place = _place(base)
         self._stop = stop
         self._failures = failures
@@ -52,6 +54,7 @@ class Removal:
         with _naming(path):
             try:
                 os.unlink(name, dir_fd=parent)
+                self.removed += 1
                 return True
             except IsADirectoryError:
                 pass
@@ -71,6 +74,7 @@ class Removal:
         try:
             with _naming(path):
                 os.rmdir(name, dir_fd=parent)
+                self.removed += 1
         except OSError as error:
             if not is_empty and error.errno in (errno.ENOTEMPTY, errno.EEXIST):
                 return False  # what is in it has been told

@@ -54,7 +54,8 @@ class Export:
     def directories(self, name: str = "files", **options: Any) -> ShareDirectories:
         """Started, and found in order."""
         owner = options.pop("owner", OURS)
-        made = ShareDirectories(self.share(name, **options), owner=lambda: owner)
+        pace = {key: options.pop(key) for key in ("removals_per_s",) if key in options}
+        made = ShareDirectories(self.share(name, **options), owner=lambda: owner, **pace)
         self.stack.callback(made.stop)
         made.start()
         until(lambda: made.problem() is None, "the share is available")

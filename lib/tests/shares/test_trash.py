@@ -76,11 +76,35 @@ def test_what_cannot_be_removed_is_told_the_rest_goes_and_it_is_tried_again(disk
         assert on.trash_entries() == 1
         until(lambda: on.problem() is None, "it was looked at")
     finally:
-        for path in disk.point.rglob("inside"):
+        for path in list(disk.point.rglob("inside")):
             run("chattr", "-i", path)
     on.tidy()
     until(lambda: not in_trash(disk.point), "it is removed after all")
     until(lambda: on.trash_problem() is None, "nothing is told any more")
+
+
+def test_more_than_a_turn_cannot_remove_holds_up_nothing_behind_it(
+    disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the server squashes root: the files of pods that ran as other users."""
+    monkeypatch.setattr(trash, "_TURN_S", 0.5)
+    on = disk.directories("disk", removals_per_s=20.0)
+    publish(on, "pvc-1", "one")
+    publish(on, "pvc-2", "two")
+    for number in range(40):
+        (disk.point / f"one/{number}").touch()
+    run("chattr", "-R", "+i", disk.point / "one")
+    run("chattr", "-i", disk.point / "one")
+    try:
+        on.remove("pvc-1")
+        until(on.trash_problem, "it is told")
+        on.remove("pvc-2")
+        until(lambda: len(in_trash(disk.point)) == 1, "what is behind it is removed")
+        assert "Operation not permitted" in (on.trash_problem() or "")
+    finally:
+        run("chattr", "-R", "-i", disk.point / PRIVATE / "trash")
+    on.tidy()
+    until(lambda: not in_trash(disk.point), "it is removed after all")
 
 
 def test_what_somebody_else_has_removed_from_the_trash_is_no_trouble_any_more(
@@ -94,7 +118,7 @@ def test_what_somebody_else_has_removed_from_the_trash_is_no_trouble_any_more(
         directories.remove("pvc-1")
         until(directories.trash_problem, "it is told")
     finally:
-        for path in export.point.rglob("inside"):
+        for path in list(export.point.rglob("inside")):
             run("chattr", "-i", path)
     for entry in in_trash(export.point):
         shutil.rmtree(entry)

@@ -28,6 +28,8 @@ class Emptied:
     """Whether each directory in the trash has been tried."""
     failed: dict[str, str] = field(default_factory=dict)
     """What cannot be removed, and why; by directory."""
+    partly: dict[str, str] = field(default_factory=dict)
+    """Likewise, of a directory that is gone on with."""
 
 
 class Pace:
@@ -53,20 +55,28 @@ def empty(site: Site, skipped: Collection[str], removals_per_s: float, turn_s: f
     """In the share's process: remove what is in the trash until ``turn_s`` are over."""
     pace = Pace(removals_per_s, turn_s)
     failed: dict[str, str] = {}
+    partly: dict[str, str] = {}
     finished = True
     with opened(site) as tree:
         for entry in tree.listdir(TRASH):
             if entry in skipped:
                 continue
             failures: list[OSError] = []
-            if tree.remove_tree((*TRASH, entry), stop=pace.over, failures=failures):
+            removed: list[int] = []
+            where = (*TRASH, entry)
+            if tree.remove_tree(where, stop=pace.over, failures=failures, counted=removed.append):
                 continue
-            if failures and not pace.over():
+            over = pace.over()
+            if failures and not (over and sum(removed)):
+                # Also when the turn was too short to try all of it: the next one would begin with
+                # the same failures, and nothing behind it would ever have its turn.
                 failed[entry] = _told(failures)
-                continue
-            finished = False
-            break
-    return Emptied(finished=finished, failed=failed)
+            elif failures:
+                partly[entry] = _told(failures)
+            if over or not failures:
+                finished = False
+                break
+    return Emptied(finished=finished, failed=failed, partly=partly)
 
 
 def _told(failures: list[OSError]) -> str:
@@ -138,7 +148,8 @@ class TrashEmptier:
             turn = self._share.call_in(
                 self._worker, limit_s, empty, tuple(failed), self._removals_per_s, _TURN_S
             )
-            for entry, reason in turn.failed.items():
+            told = turn.failed | turn.partly
+            for entry, reason in told.items():
                 if self._failed.get(entry) != reason:
                     log.warning(
                         "deleted data cannot be removed",
@@ -149,4 +160,5 @@ class TrashEmptier:
             failed |= turn.failed
             if turn.finished:
                 break
+            self._failed = self._failed | told
         self._failed = failed
