@@ -11,6 +11,7 @@ import pytest
 # So that they find their helpers, as ``tests.targetd_server``.
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from tests.fake_host import FakeHost, fake_host
 from tests.storage_host import StorageHost
 from tests.storage_host import storage_host as storage_host_of
 from tests.targetd_server import MIB, Model, TargetdServer
@@ -26,6 +27,13 @@ def targetd() -> Iterator[TargetdServer]:
     model = Model(pools={"vg-targetd": 256 * MIB, "fast/thin": 64 * MIB})
     with TargetdServer(model) as server:
         yield server
+
+
+@pytest.fixture
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHost]:
+    """Our helper, over models of LVM and LIO."""
+    with fake_host(tmp_path, monkeypatch) as made:
+        yield made
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ def main() -> None:
         sys.exit(1)
     if START == "noise":
         tell('Welcome to storage!\n{"motd": true}\n' * 3)
-    tell(json.dumps({"hello": {"protocol": 0 if START == "old" else 1}}) + "\n")
+    tell(json.dumps({"hello": {"protocol": 1 if START == "old" else 2}}) + "\n")
     held = []
     for line in sys.stdin:
         request = json.loads(line)

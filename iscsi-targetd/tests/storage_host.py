@@ -74,6 +74,13 @@ class StorageHost:
         listed = self.guest.run("ls /sys/kernel/config/target/iscsi 2>/dev/null || true").split()
         return {name for name in listed if name.startswith("iqn.")}
 
+    def passwords(self, volume: str) -> set[str]:
+        """What the volume's initiators have to show."""
+        acls = f"/sys/kernel/config/target/iscsi/{IQN}:{volume}/tpgt_1/acls"
+        text = self.guest.run(f"for acl in {acls}/*; do cat $acl/auth/password; echo; done")
+        # The kernel's word for none.
+        return {line.removeprefix("NULL") for line in text.splitlines() if line} or {""}
+
     def saved(self) -> str:
         return self.guest.run(f"cat {SAVED} 2>/dev/null || true")
 

@@ -235,6 +235,12 @@ class TargetdServer:
         self._thread.join()
         self._server.server_close()
 
+    def passwords(self, volume: str) -> set[str]:
+        """What the volume's initiators have to show."""
+        model = self.model
+        mine = {who for (who, _), (_, name) in model.exports.items() if name == volume}
+        return {model.auth.get(who, ("", None))[1] or "" for who in mine}
+
     @contextlib.contextmanager
     def faulty(self, fault: Fault) -> Iterator[None]:
         self.fault = fault

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import time
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any, cast
 
 import msgspec
 import pytest
-from tests.targetd_server import MIB, PASSWORD, TargetdServer
+from tests.targetd_server import MIB, PASSWORD, HangUp, TargetdServer
 
 from external_storage import (
     Context,
     Deadline,
+    Infeasible,
     PersistentVolume,
     ProvisionedVolume,
     ProvisionerError,
@@ -23,10 +26,13 @@ from external_storage import (
     Unchanged,
 )
 from external_storage.kube.client import Client
+from external_storage.kube.errors import KubeError
+from external_storage.kube.types import Secret
 from external_storage.metrics import Metrics
 from external_storage.testing import builders
 from iscsi_targetd_provisioner.provisioner import IscsiTargetdProvisioner
 from iscsi_targetd_provisioner.settings import IscsiTargetdParameters, IscsiTargetdSettings
+from iscsi_targetd_provisioner.targetd import Targetd
 
 HOW = ("before", "after", "lost")
 TRIES = 10
@@ -74,16 +80,18 @@ def provisioner(targetd: TargetdServer) -> Iterator[IscsiTargetdProvisioner]:
     made.stop()
 
 
-def request() -> ProvisionRequest[IscsiTargetdParameters]:
+CLASS = {
+    "targetPortal": "10.0.0.5",
+    "iqn": "iqn.2003-01.org.linux-iscsi.storage:targetd",
+    "initiators": "iqn.2026-01.com.example:one,iqn.2026-01.com.example:two",
+    "volumeGroup": "vg-targetd",
+    "fsType": "ext4",
+}
+
+
+def request(**parameters_too: str) -> ProvisionRequest[IscsiTargetdParameters]:
     claim = builders.claim()
-    parameters = IscsiTargetdParameters.from_class(
-        {
-            "targetPortal": "10.0.0.5",
-            "iqn": "iqn.2003-01.org.linux-iscsi.storage:targetd",
-            "initiators": "iqn.2026-01.com.example:one,iqn.2026-01.com.example:two",
-            "volumeGroup": "vg-targetd",
-        }
-    )
+    parameters = IscsiTargetdParameters.from_class({**CLASS, **parameters_too})
     return ProvisionRequest(
         volume_name=f"pvc-{claim.uid}",
         claim=claim,
@@ -249,19 +257,172 @@ def test_a_volume_of_the_original_is_deleted_without_its_initiators(
     provisioner.delete(original)
 
 
-def test_half_of_a_set_up_is_refused_before_the_host_is_asked(
+WITH_CHAP = {"chapAuthSession": "true", "chapSecretName": "chap"}
+
+
+def test_half_of_a_set_up_is_refused_before_the_host_is_asked_to_make_anything(
     provisioner: IscsiTargetdProvisioner, targetd: TargetdServer
 ) -> None:
-    asked = request()
-    with_chap = IscsiTargetdParameters.from_class(
-        {"targetPortal": "10.0.0.5", "chapAuthSession": "true", "chapSecretName": "chap"}
-    )
-    asked = ProvisionRequest(
-        **{
-            **{name: getattr(asked, name) for name in asked.__dataclass_fields__},
-            "parameters": with_chap,
-        }
-    )
     with pytest.raises(ProvisioningFailed, match=r"Secret default/chap .* does not exist"):
-        provisioner.provision(asked)
-    assert targetd.calls == []
+        provisioner.provision(request(**WITH_CHAP))
+    assert set(targetd.calls) <= {"pool_list", "vol_list"}
+
+
+class Api:
+    """The API server as far as a call asks it: one Secret, that can be taken away."""
+
+    def __init__(self) -> None:
+        self.fault: KubeError | None = None
+        self.there = True
+
+    def find(self, kind: type, *_args: object, **_kwargs: object) -> Any:
+        if kind is not Secret:
+            return None
+        if self.fault is not None:
+            raise self.fault
+        keys = ("node.session.auth.username", "node.session.auth.password")
+        data = dict.fromkeys(keys, "c2VjcmV0IG9mIHRlc3Q=")
+        return SimpleNamespace(data=data) if self.there else None
+
+
+@pytest.fixture
+def api(provisioner: IscsiTargetdProvisioner) -> Api:
+    made = Api()
+    provisioner.context = dataclasses.replace(provisioner.context, client=cast(Client, made))
+    credentials = dataclasses.replace(provisioner._credentials, client=cast(Client, made))
+    provisioner._credentials = credentials
+    return made
+
+
+def lose_the_answer_to_the_export(
+    provisioner: IscsiTargetdProvisioner, targetd: TargetdServer, **parameters: str
+) -> None:
+    def lost(method: str, do: Callable[[], Any]) -> Any:
+        done = do()
+        if method == "export_create":
+            raise HangUp
+        return done
+
+    with targetd.faulty(lost), pytest.raises(ProvisioningInBackground):
+        provisioner.provision(request(**parameters))
+    assert targetd.model.volumes
+
+
+def test_a_secret_that_goes_before_the_second_try_leaves_nothing_of_the_first(
+    provisioner: IscsiTargetdProvisioner, targetd: TargetdServer, api: Api
+) -> None:
+    lose_the_answer_to_the_export(provisioner, targetd, **WITH_CHAP)
+    api.there = False
+    with pytest.raises(ProvisioningFailed, match="does not exist"):
+        provisioner.provision(request(**WITH_CHAP))
+    assert is_gone(targetd)
+
+
+def test_an_api_server_that_does_not_answer_is_no_end_of_a_try(
+    provisioner: IscsiTargetdProvisioner, targetd: TargetdServer, api: Api
+) -> None:
+    lose_the_answer_to_the_export(provisioner, targetd, **WITH_CHAP)
+    api.fault = KubeError("the API server is away")
+    with pytest.raises(Unchanged, match="the API server is away"):
+        provisioner.provision(request(**WITH_CHAP))
+    assert not is_gone(targetd)
+    api.fault = None
+    provisioner.provision(request(**WITH_CHAP))
+    assert is_there_once(targetd)
+
+
+def test_a_pool_that_has_filled_up_since_leaves_nothing_of_the_first_try(
+    provisioner: IscsiTargetdProvisioner, targetd: TargetdServer
+) -> None:
+    lose_the_answer_to_the_export(provisioner, targetd)
+    with pytest.raises(Infeasible, match="is not"):
+        # The class has been made again, with what cannot be.
+        provisioner.provision(request(thin="true"))
+    with pytest.raises(Infeasible, match="has no iqn"):
+        provisioner.provision(request(iqn=""))
+    assert is_gone(targetd)
+
+
+def test_when_it_cannot_be_told_whether_anything_is_left_the_try_goes_on(
+    provisioner: IscsiTargetdProvisioner, targetd: TargetdServer, api: Api
+) -> None:
+    lose_the_answer_to_the_export(provisioner, targetd, **WITH_CHAP)
+    api.there = False
+    targetd.fail_once(1, "after")
+    with pytest.raises(ProvisioningInBackground, match=r"does not exist.* is not known"):
+        provisioner.provision(request(**WITH_CHAP))
+    targetd.fault = None
+    with pytest.raises(ProvisioningFailed, match="does not exist"):
+        provisioner.provision(request(**WITH_CHAP))
+    assert is_gone(targetd)
+
+
+def test_what_nobody_foresaw_is_undone_too(
+    provisioner: IscsiTargetdProvisioner, targetd: TargetdServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_args: object, **_kwargs: object) -> None:
+        raise RuntimeError("a mistake of ours")
+
+    monkeypatch.setattr(provisioner._fleet.servers["default"].backend, "export", broken)
+    with pytest.raises(RuntimeError, match="a mistake of ours"):
+        provisioner.provision(request())
+    assert is_gone(targetd)
+
+
+def test_a_thick_volume_in_the_place_of_a_thin_one_is_found_after_a_lost_answer(
+    provisioner: IscsiTargetdProvisioner, targetd: TargetdServer
+) -> None:
+    targetd.model.thin_fails = True
+
+    def lost(method: str, do: Callable[[], Any]) -> Any:
+        done = do()
+        if method == "vol_create":
+            raise HangUp
+        return done
+
+    with targetd.faulty(lost), pytest.raises(ProvisioningInBackground):
+        provisioner.provision(request(volumeGroup="fast/thin"))
+    assert [lv.pool for lv in targetd.model.volumes.values()] == [""]
+    with pytest.raises(Infeasible, match="beside it; it was removed"):
+        provisioner.provision(request(volumeGroup="fast/thin"))
+    assert is_gone(targetd)
+    # Or the claim cannot be served any more: it is looked for all the same.
+    with targetd.faulty(lost), pytest.raises(ProvisioningInBackground):
+        provisioner.provision(request(volumeGroup="fast/thin"))
+    with pytest.raises(Infeasible):
+        provisioner.provision(request(volumeGroup="fast/thin", iqn=""))
+    assert is_gone(targetd)
+
+
+def test_only_configured_pools_are_used_also_when_the_class_names_another(
+    provisioner: IscsiTargetdProvisioner, targetd: TargetdServer
+) -> None:
+    backend = provisioner._fleet.servers["default"].backend
+    assert isinstance(backend, Targetd)
+    backend._pools = ("fast/thin",)
+    with pytest.raises(Infeasible, match="pool vg-targetd is not one that default may use"):
+        provisioner.provision(request())
+    deadline = Deadline(time.monotonic() + 60)
+    for call in (backend.create, backend.resize):
+        with pytest.raises(ProvisioningFailed, match="pool vg-targetd is not configured"):
+            call("vg-targetd", "pvc-1", 8 * MIB, deadline=deadline)
+    assert is_gone(targetd)
+
+
+def test_a_volume_on_which_xfs_cannot_be_made_is_refused(
+    provisioner: IscsiTargetdProvisioner, targetd: TargetdServer
+) -> None:
+    with pytest.raises(Infeasible, match="xfs cannot be made on 8Mi: ask for 300Mi"):
+        provisioner.provision(request(fsType=""))
+    assert is_gone(targetd)
+
+
+def test_that_chap_is_not_enforced_is_an_event_of_the_class(
+    provisioner: IscsiTargetdProvisioner, api: Api
+) -> None:
+    assert api.there
+    told: list[str] = []
+    events = SimpleNamespace(warning=lambda _about, reason, _text: told.append(reason))
+    provisioner.context = dataclasses.replace(provisioner.context, events=cast(Any, events))
+    persist(lambda: provisioner.provision(request(**WITH_CHAP)))
+    assert told == ["ChapNotEnforced"]

@@ -17,7 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import paramiko
 import pytest
+from paramiko.common import AUTH_SUCCESSFUL, OPEN_SUCCEEDED
 from tests.targetd_server import TargetdServer, unused_port
 from tests.test_targetd_backend import ACCOUNT
 
@@ -29,6 +31,7 @@ from external_storage import (
     Unchanged,
     VolumeInUse,
 )
+from external_storage.testing.builders import Clock
 from external_storage.testing.guest.storage import make_key
 from external_storage.testing.processes import free_port
 from external_storage.testing.waiting import wait_until
@@ -180,6 +183,12 @@ def test_a_file_that_is_not_there_is_named(sshd: Sshd, field: str) -> None:
     assert "/nowhere/file" in text
 
 
+def test_a_damaged_line_of_known_hosts_is_told(sshd: Sshd, tmp_path: Path) -> None:
+    (tmp_path / "known_hosts").write_text(f"[127.0.0.1]:{sshd.port} ssh-ed25519 AAAAC\n")
+    text = failure(sshd.helper(known_hosts=tmp_path / "known_hosts"))
+    assert "known_hosts: a line is damaged" in text
+
+
 def test_a_host_that_is_down_is_told() -> None:
     login = Login(host="127.0.0.1", port=unused_port(), known_hosts=Path("/dev/null"))
     helper = Helper(open_channel=Connection(login).channel, host="storage", installed=True)
@@ -191,7 +200,53 @@ def test_a_host_that_says_nothing_is_not_waited_for_beyond_the_deadline() -> Non
         port = silent.getsockname()[1]
         login = Login(host="127.0.0.1", port=port, known_hosts=Path("/dev/null"))
         helper = Helper(open_channel=Connection(login).channel, host="storage", installed=True)
+        # Without an end of ours there is none: the host never speaks, and never hangs up.
         failure(helper, soon(0.3))
+
+
+class Deaf(paramiko.ServerInterface):
+    """A host that opens a session, and then never says whether the command has been started."""
+
+    def __init__(self, ended: threading.Event) -> None:
+        self.ended = ended
+
+    def check_auth_password(self, _user: str, _password: str) -> int:
+        return AUTH_SUCCESSFUL
+
+    def check_channel_request(self, _kind: str, _number: int) -> int:
+        return OPEN_SUCCEEDED
+
+    def check_channel_exec_request(self, _channel: Any, _command: bytes) -> bool:
+        self.ended.wait()
+        return False
+
+
+def test_a_host_that_does_not_start_the_command_stops_nobody_for_ever(tmp_path: Path) -> None:
+    key = paramiko.ECDSAKey.generate()
+    ended = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+
+        def serve() -> None:
+            transport = paramiko.Transport(listener.accept()[0])
+            transport.add_server_key(key)
+            transport.start_server(server=Deaf(ended))
+
+        threading.Thread(target=serve, daemon=True).start()
+        line = f"[127.0.0.1]:{port} {key.get_name()} {key.get_base64()}\n"
+        (tmp_path / "known_hosts").write_text(line)
+        (tmp_path / "password").write_text("x")
+        login = Login(
+            host="127.0.0.1",
+            port=port,
+            known_hosts=tmp_path / "known_hosts",
+            password_file=tmp_path / "password",
+        )
+        helper = Helper(open_channel=Connection(login).channel, host="storage", installed=True)
+        # The host waits for us to be told: without a watchdog this has no end.
+        text = failure(helper, soon(3.0))
+        ended.set()
+    assert "no session" in text
 
 
 # -- the helper begins
@@ -202,7 +257,7 @@ def test_a_host_that_says_nothing_is_not_waited_for_beyond_the_deadline() -> Non
     [
         ("fatal", "LIO cannot be used by uid 1000"),
         ("refused", "sudo: a password is required"),
-        ("old", "speaks protocol 0, not 1: run install-helper again"),
+        ("old", "speaks protocol 1, not 2: run install-helper again"),
     ],
 )
 def test_a_helper_that_does_not_begin_says_why(sshd: Sshd, start: str, why: str) -> None:
@@ -280,6 +335,37 @@ def test_each_refusal_has_its_meaning(
 ) -> None:
     with pytest.raises(expected, match="storage: no"):
         helper.request("create", {"do": "refuse", "kind": kind}, soon())
+
+
+def test_a_late_answer_costs_the_others_nothing(helper: Helper) -> None:
+    session = helper._session
+    with ThreadPoolExecutor(1) as pool:
+        held = pool.submit(helper.request, "create", {"do": "hold", "n": 1}, soon())
+        with pytest.raises(ProvisioningInBackground, match="no answer in time"):
+            helper.request("create", {"do": "hold", "n": 2}, soon(0.2))
+        # The answer that nobody waits for any more comes now, with the other.
+        while not held.done():
+            helper.request("create", {"do": "release"}, soon())
+        assert held.result()["n"] == 1
+    assert helper._session is session
+
+
+def test_a_helper_that_says_nothing_for_long_is_started_again(sshd: Sshd) -> None:
+    clock = Clock()
+    helper = sshd.helper()
+    helper.clock = clock
+    with contextlib.closing(helper):
+        assert helper.request("pools", {}, soon()) == {}
+        session = helper._session
+        for _ in range(2):
+            with pytest.raises(Unchanged, match="no answer in time"):
+                helper.request("pools", {"do": "hang"}, soon(0.2))
+            assert helper._session is session
+            clock.advance(20)
+        with pytest.raises(Unchanged, match="no answer in time"):
+            helper.request("pools", {"do": "hang"}, soon(0.2))
+        assert helper.request("pools", {}, soon()) == {}
+        assert helper._session is not session
 
 
 def test_answers_find_their_requests_in_any_order(helper: Helper) -> None:

@@ -30,7 +30,7 @@ def soon() -> Deadline:
 
 @pytest.fixture
 def bench(targetd: TargetdServer) -> Bench:
-    return Bench(backend_of(targetd), "vg-targetd")
+    return Bench(backend_of(targetd), "vg-targetd", passwords=targetd.passwords)
 
 
 class TestTargetd(BackendSuite):
@@ -42,7 +42,7 @@ class TestTargetdThin(BackendSuite):
 
     @pytest.fixture
     def bench(self, targetd: TargetdServer) -> Bench:
-        return Bench(backend_of(targetd), "fast/thin")
+        return Bench(backend_of(targetd), "fast/thin", passwords=targetd.passwords)
 
 
 def test_only_the_pools_of_the_configuration_are_used(targetd: TargetdServer) -> None:

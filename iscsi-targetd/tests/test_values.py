@@ -58,6 +58,8 @@ def test_initiator_names_are_understood(name: str) -> None:
         "",
         "iqn.2026-13.com.example:x",
         "iqn.2026-01.com.ex_ample:x",
+        "iqn.2026-01.com",
+        "iqn.2024-01.localhost:n1",
         "iqn.26-1.a.b",
         "iqn.2026-01.a.b:",
         "iqn.2026-01.com.example:" + "x" * 200,
@@ -181,6 +183,12 @@ TARGETD = "type: targetd, usernameFile: /u, passwordFile: /p"
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
+        ('"10.0.0.5", ', '"storage.example.com", ', "LIO cannot listen on storage.example.com"),
+        (
+            GOOD,
+            f"servers: {{a: {{{TARGETD}, url: 'https://h', maxLun: 256}}}}",
+            "between 0 and 255",
+        ),
         ("keyFile", "keyfile", "unknown field `keyfile`"),
         ("lio-ssh", "ssh", "Invalid value 'ssh'"),
         ("pools: [vg, {name: vg/thin, overcommit: 2.5}]", "pools: [a/b/c]", "'a/b/c' is not GROUP"),
@@ -220,7 +228,8 @@ def test_the_helper_is_one_file_that_needs_only_the_hosts_python() -> None:
             imported.add((node.module or "").partition(".")[0])
     assert imported <= {
         *("__future__", "argparse", "collections", "contextlib", "fcntl", "importlib", "json"),
-        *("os", "pathlib", "platform", "re", "socket", "subprocess", "sys", "time", "typing"),
+        *("os", "pathlib", "platform", "re", "select", "socket", "subprocess", "sys", "tempfile"),
+        *("threading", "time", "typing", "uuid"),
     }
 
 

@@ -50,6 +50,8 @@ class Target:
 
     iqn: str
     lun: int
+    refused: frozenset[str] = field(default=frozenset(), compare=False)
+    """Initiators that the host does not take the name of: all others have their access."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +78,10 @@ class Access:
     iqn: str = ""
     """Name of the target, or what the names of targets begin with; empty: the host's own."""
     chap: Chap | None = field(default=None, repr=False)
+    lun: int | None = None
+    """The LUN that nodes know the volume by already: this one or none. None: any that is free."""
+    avoid: Collection[int] = ()
+    """LUNs that nodes know other volumes by, also while these are not exported."""
 
 
 @contextmanager
@@ -111,6 +117,13 @@ class Backend(ABC):
     """The server's name in the configuration."""
     enforces_chap: bool = True
     """Whether a target refuses who does not know the secret."""
+    tells_sessions: bool = True
+    """Whether ``exports`` knows who is logged in: where it does not, nobody's access is taken away
+    while the volume is there, since it may be in use."""
+
+    @abstractmethod
+    def may_use(self, pool: str) -> bool:
+        """Whether the configuration lets us make volumes in a pool."""
 
     @abstractmethod
     def pools(self, deadline: Deadline) -> list[Pool]:
@@ -119,6 +132,10 @@ class Backend(ABC):
     @abstractmethod
     def volumes(self, deadline: Deadline) -> list[Volume]:
         """Our volumes in these pools; where ownership cannot be told, all volumes."""
+
+    def find(self, name: str, deadline: Deadline) -> list[Volume]:
+        """What there is of this name that we may have made, also where it was not meant to be."""
+        return [volume for volume in self.volumes(deadline) if volume.name == name]
 
     @abstractmethod
     def exports(self, deadline: Deadline) -> list[Export]:
@@ -140,7 +157,9 @@ class Backend(ABC):
     def export(self, pool: str, name: str, access: Access, *, deadline: Deadline) -> Target:
         """Have exactly these initiators reach the volume, with this CHAP.
 
-        An initiator that is logged in keeps its access also when it is not listed.
+        An initiator that is logged in keeps its access also when it is not listed, and the CHAP
+        that it logged in with. What is exported under another LUN than ``access`` says is left as
+        it is, and is an error: nodes would find a disk where they know another one.
         """
 
     @abstractmethod
@@ -148,12 +167,21 @@ class Backend(ABC):
         """End every export of the volume. Raises ``VolumeInUse`` while a node is logged in."""
 
     @abstractmethod
-    def set_auth(self, pool: str, name: str, access: Access, *, deadline: Deadline) -> None:
-        """Replace the CHAP of an exported volume; sessions that are logged in go on."""
+    def set_auth(
+        self, pool: str, name: str, access: Access, *, deadline: Deadline
+    ) -> frozenset[str]:
+        """Replace the CHAP of an exported volume.
+
+        Returns the initiators that are logged in, and so keep what they logged in with: open-iscsi
+        reconnects a session with the secret that it began with.
+        """
 
     @abstractmethod
     def check(self, deadline: Deadline) -> list[Finding]:
         """Look at everything that an admin has to set up. Raises nothing that it can tell."""
+
+    def check_access(self, name: str, access: Access) -> None:  # noqa: B027 - most take all
+        """Raises ``Infeasible`` for what the host cannot do, before it is asked for anything."""
 
     def close(self) -> None:  # noqa: B027 - for most there is nothing to do
         """Let go of connections."""

@@ -10,8 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 SESSION = "node.session.auth."
-DISCOVERY = "discovery.sendtargets.auth."
-SECRET_TYPE = "kubernetes.io/iscsi-chap"
 
 # What LIO keeps (255), and what it takes for "none".
 _MAX_LENGTH = 255

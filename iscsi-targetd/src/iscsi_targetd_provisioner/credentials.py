@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from external_storage import PersistentVolume, ProvisioningFailed
+from external_storage import PersistentVolume, ProvisioningFailed, Unchanged
 from external_storage.kube.client import Client
-from external_storage.kube.errors import Forbidden
+from external_storage.kube.errors import Forbidden, KubeError
 from external_storage.kube.types import Secret
 from iscsi_targetd_provisioner.chap import Chap, ChapError, SecretName
 from iscsi_targetd_provisioner.settings import IscsiTargetdParameters
@@ -20,11 +20,17 @@ class Credentials:
     client: Client
     namespace: str
     file: Path
+    _read_before: dict[SecretName, Chap] = field(default_factory=dict, repr=False)
+
+    def forget(self) -> None:
+        """Begin a round of ``of_volume``: each Secret is read once in it."""
+        self._read_before.clear()
 
     def of_class(self, asked: IscsiTargetdParameters) -> Chap | None:
         """What a volume of the class is to be guarded with; None: by nothing.
 
-        Raises ``ProvisioningFailed``: they are not there, or cannot be used.
+        Raises ``ProvisioningFailed``: they are not there, or cannot be used; ``Unchanged``: the API
+        server does not say.
         """
         if not asked.chap_auth_session:
             return None
@@ -46,7 +52,10 @@ class Credentials:
             return None
         name, namespace = source.secret_ref.get("name"), source.secret_ref.get("namespace")
         if name and namespace:
-            return self._read(SecretName(namespace, name))
+            secret = SecretName(namespace, name)
+            if secret not in self._read_before:
+                self._read_before[secret] = self._read(secret)
+            return self._read_before[secret]
         try:
             return Chap.from_properties(self.file)
         except ChapError as error:
@@ -58,6 +67,8 @@ class Credentials:
         except Forbidden as error:
             text = f"Secret {name} must not be read by us: name it in a Role (see deploy/chap.yaml)"
             raise ProvisioningFailed(text) from error
+        except KubeError as error:
+            raise Unchanged(f"Secret {name} cannot be read: {error}") from error
         if secret is None:
             raise ProvisioningFailed(f"Secret {name} with the CHAP credentials does not exist")
         try:

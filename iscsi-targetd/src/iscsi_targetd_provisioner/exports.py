@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from external_storage import (
@@ -13,11 +13,13 @@ from external_storage import (
     PersistentVolume,
     ProvisionerError,
     ProvisioningFailed,
+    ProvisioningInBackground,
+    Unchanged,
     get_logger,
 )
 from external_storage.kube.errors import KubeError
 from external_storage.metrics import Metrics
-from iscsi_targetd_provisioner.backend import Access, Export
+from iscsi_targetd_provisioner.backend import Access, Backend, Export
 from iscsi_targetd_provisioner.chap import AppliedChap, Chap
 from iscsi_targetd_provisioner.credentials import Credentials
 from iscsi_targetd_provisioner.fleet import Fleet, Place
@@ -42,7 +44,12 @@ class ExportKeeper:
     credentials: Credentials
     events: EventRecorder
     timeout_s: float
+    withdraw_after_s: float
+    """How long an initiator keeps its access when it is not wanted any more."""
+    clock: Callable[[], float] = time.monotonic
     _applied: AppliedChap = field(default_factory=AppliedChap)
+    _unwanted: dict[tuple[str, str], float] = field(default_factory=dict)
+    """By volume and initiator: since when."""
     _failed: int = 0
     _bad_nodes: int = 0
 
@@ -66,6 +73,9 @@ class ExportKeeper:
 
     def reconcile(self, volumes: Sequence[PersistentVolume]) -> None:
         """Have every volume exported to those who may have it now."""
+        self.credentials.forget()
+        names = {volume.name for volume in volumes}
+        self._unwanted = {key: at for key, at in self._unwanted.items() if key[0] in names}
         self._bad_nodes = self.nodes.report()
         by_server: defaultdict[str, list[tuple[PersistentVolume, Place]]] = defaultdict(list)
         failed = 0
@@ -92,36 +102,69 @@ class ExportKeeper:
             log.warning("exports cannot be compared", server=name, error=str(error))
             return len(mine)
         failed = 0
-        for volume, place in mine:
+        for number, (volume, place) in enumerate(mine):
             try:
                 self._reconcile_volume(volume, place, exports.get(volume.name))
             except (ProvisionerError, KubeError) as error:
                 failed += 1
                 log.warning("an export cannot be mended", volume=volume.name, error=str(error))
+                if isinstance(error, (Unchanged, ProvisioningInBackground)):
+                    # The host is gone: no use in waiting for it once for each of its volumes.
+                    return failed + len(mine) - number - 1
                 self.events.warning(volume, "ExportFailed", str(error))
         return failed
 
     def _reconcile_volume(
         self, volume: PersistentVolume, place: Place, export: Export | None
     ) -> None:
+        source, name, backend = volume.spec.iscsi, volume.name, place.server.backend
+        assert source is not None
+        if not backend.may_use(place.pool):
+            # Its volumes are in no list: each would look as if it had lost its export.
+            text = f"pool {place.pool} is not configured for server {place.server.name}"
+            raise ProvisioningFailed(f"{text}: the export stays as it is")
         wanted = self._wanted(volume)
         if not wanted:
             # Nobody is less likely to be meant than a cluster whose nodes could not be read.
             raise ProvisioningFailed("no initiator is known for the volume: its export stays")
+        if export is not None and export.target.lun != source.lun:
+            text = f"the volume is exported under LUN {export.target.lun}, and says {source.lun}"
+            raise ProvisioningFailed(f"{text}: it is left alone")
         chap = self.credentials.of_volume(volume)
-        access = _access(volume, wanted, chap)
-        name, backend = volume.name, place.server.backend
         present = export.initiators if export is not None else frozenset()
-        logged_in = export.logged_in if export is not None else frozenset()
-        if export is None or wanted - present or present - wanted - logged_in:
-            backend.export(place.pool, name, access, deadline=self._deadline())
-            added, removed = sorted(wanted - present), sorted(present - wanted - logged_in)
-            log.info("export mended", volume=name, added=added, removed=removed)
-        elif chap is not None and not self._applied.is_applied(name, chap):
-            backend.set_auth(place.pool, name, access, deadline=self._deadline())
-            log.info("CHAP credentials set again", volume=name)
-        if chap is not None:
-            self._applied.note(name, chap)
+        gone = self._gone(name, backend, export, wanted)
+        access = _access(volume, (wanted | present) - gone, chap)
+        if export is None or gone or wanted - present - self.nodes.refused:
+            target = backend.export(place.pool, name, access, deadline=self._deadline())
+            self.nodes.note_refused(target.refused)
+            if (target.iqn, target.lun) != (source.iqn, source.lun):
+                text = f"the host has exported it as {target.iqn}, LUN {target.lun}"
+                raise ProvisioningFailed(f"{text}, and the volume says another: see to it")
+            added = sorted(wanted - present - target.refused)
+            log.info("export mended", volume=name, added=added, removed=sorted(gone))
+        if chap is not None and not self._applied.is_applied(name, chap):
+            kept = backend.set_auth(place.pool, name, access, deadline=self._deadline())
+            log.info("CHAP credentials set again", volume=name, later=sorted(kept))
+            if not kept:
+                self._applied.note(name, chap)
+
+    def _gone(
+        self, name: str, backend: Backend, export: Export | None, wanted: frozenset[str]
+    ) -> frozenset[str]:
+        """Whose access is to end now. A Node object that is deleted and made again, or loses its
+        annotation for a moment, must not cost its pods their disks."""
+        if export is None or not backend.tells_sessions:
+            return frozenset()
+        now = self.clock()
+        found = set()
+        for initiator in export.initiators:
+            key = (name, initiator)
+            if initiator in wanted or initiator in export.logged_in:
+                self._unwanted.pop(key, None)
+            elif now - self._unwanted.setdefault(key, now) >= self.withdraw_after_s:
+                del self._unwanted[key]
+                found.add(initiator)
+        return frozenset(found)
 
     def _wanted(self, volume: PersistentVolume) -> frozenset[str]:
         said = volume.metadata.annotations[ANN_INITIATORS]
@@ -142,6 +185,7 @@ def _access(volume: PersistentVolume, initiators: Iterable[str], chap: Chap | No
     portals = (source.target_portal, *source.portals)
     return Access(
         initiators=frozenset(initiators),
+        lun=source.lun,
         portals=tuple(Portal.parse(text) for text in portals),
         iqn=source.iqn.removesuffix(f":{volume.name}".lower()),
         chap=chap,

@@ -78,13 +78,18 @@ class Fleet:
         the volume already cannot be asked.
         """
         servers = self._candidates(asked)
-        if len(servers) == 1 and asked.wanted_pool:
-            return Place(servers[0], asked.wanted_pool)
+        if asked.wanted_pool:
+            may = [server for server in servers if server.backend.may_use(asked.wanted_pool)]
+            if not may:
+                names = ", ".join(server.name for server in servers)
+                raise Infeasible(f"pool {asked.wanted_pool} is not one that {names} may use")
+            if len(servers) == 1:
+                return Place(servers[0], asked.wanted_pool)
         pools = self.pools(asked, deadline)
         if len(pools) > 1:
-            found = self._find(name, servers, deadline)
-            if found is not None:
-                return found
+            found = self.find(name, asked, deadline)
+            if found:
+                return found[0]
         best = max(pools, key=lambda entry: entry[1].free, default=None)
         if best is None:
             raise Infeasible(f"no server has a pool {_wish(asked)}")
@@ -118,12 +123,13 @@ class Fleet:
             raise Infeasible(f"server {asked.server} is not configured; there is: {known}")
         return [self.servers[asked.server]]
 
-    def _find(self, name: str, servers: Sequence[Server], deadline: Deadline) -> Place | None:
-        for server in servers:
-            for volume in server.backend.volumes(deadline):
-                if volume.name == name:
-                    return Place(server, volume.pool)
-        return None
+    def find(self, name: str, asked: IscsiTargetdParameters, deadline: Deadline) -> list[Place]:
+        """Where there is a volume of this name; ``Unchanged`` when a server cannot be asked."""
+        return [
+            Place(server, volume.pool)
+            for server in self._candidates(asked)
+            for volume in server.backend.find(name, deadline)
+        ]
 
 
 def _wish(asked: IscsiTargetdParameters) -> str:

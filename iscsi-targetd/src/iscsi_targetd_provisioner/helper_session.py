@@ -23,7 +23,7 @@ from external_storage import (
     VolumeInUse,
     get_logger,
 )
-from iscsi_targetd_provisioner.host.serve import PROTOCOL
+from iscsi_targetd_provisioner.host.serve import CHANGING, PROTOCOL
 from iscsi_targetd_provisioner.host.source import helper_source
 from iscsi_targetd_provisioner.observing import Observer, observed, unobserved
 
@@ -46,12 +46,14 @@ _LAST_WORDS_S = 5.0
 # Beyond the host's own limit, so that it is the host that says what took so long.
 _GRACE_S = 2.0
 
-_CHANGING = frozenset({"create", "destroy", "resize", "export", "unexport", "set_auth"})
+# One late answer is no reason to give up all others; a helper that has said nothing at all for so
+# long is.
+_SILENCE_S = 30.0
+
 _BY_KIND: dict[str, type[ProvisionerError]] = {
     "no_space": Infeasible,
     "in_use": VolumeInUse,
     "busy": Unchanged,
-    "unknown": ProvisioningInBackground,
 }
 
 
@@ -72,7 +74,13 @@ class _Waiting:
 class Session:
     """One running helper. ``request`` may be called from any thread; a lost one is not mended."""
 
-    def __init__(self, channel: paramiko.Channel, *, host: str) -> None:
+    def __init__(
+        self,
+        channel: paramiko.Channel,
+        *,
+        host: str,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._channel = channel
         self._host = host
         self._ids = itertools.count(1)
@@ -83,6 +91,8 @@ class Session:
         self._noise = 0
         self._stderr = b""
         self._lost = ""
+        self._clock = clock
+        self._heard = clock()
         self._threads = [
             threading.Thread(target=work, name=f"helper-{host}", daemon=True)
             # Apart: who writes much to one of the two would else wait for us to read the other.
@@ -120,10 +130,7 @@ class Session:
         return not self._lost
 
     def request(self, op: str, args: dict[str, Any], deadline: Deadline) -> Any:  # noqa: ANN401
-        """The result.
-
-        Raises what ``backend`` says; after an answer that did not come, the session is of no use.
-        """
+        """The result. Raises what ``backend`` says."""
         number, waiting = next(self._ids), _Waiting()
         limit_s = round(max(deadline.remaining() - _GRACE_S, 0.5), 3)
         message = {"id": number, "op": op, "args": args, "limit_s": min(limit_s, 3600.0)}
@@ -135,16 +142,19 @@ class Session:
             self._send(json.dumps(message).encode() + b"\n", deadline)
             waiting.answered.wait(min(deadline.remaining(), threading.TIMEOUT_MAX))
         except OSError as error:
+            # Perhaps half of it has gone out: nothing that followed would be understood.
             log.debug("a request could not be sent", host=self._host, op=op, error=str(error))
+            self.close()
         finally:
             with self._lock:
                 self._waiting.pop(number, None)
+        kind = ProvisioningInBackground if op in CHANGING else Unchanged
         if waiting.answer is None:
             why = self._lost or "no answer in time"
-            self.close()
-            kind = ProvisioningInBackground if op in _CHANGING else Unchanged
+            if self._clock() - self._heard >= _SILENCE_S:
+                self.close()
             raise kind(f"{self._host}: {why}; {op} is asked about again")
-        return self._result(waiting.answer)
+        return self._result(waiting.answer, kind)
 
     def close(self) -> None:
         """End the helper: it finishes the request that it is in, and begins no other."""
@@ -152,19 +162,19 @@ class Session:
         with contextlib.suppress(Exception):
             self._channel.close()
 
-    def _result(self, answer: dict[str, Any]) -> Any:  # noqa: ANN401
+    def _result(self, answer: dict[str, Any], unknown: type[ProvisionerError]) -> Any:  # noqa: ANN401
         error = answer.get("error")
         if error is None:
             return answer.get("result")
         kind, text = str(error.get("kind")), f"{self._host}: {error.get('text')}"
-        known = _BY_KIND.get(kind)
+        known = unknown if kind == "unknown" else _BY_KIND.get(kind)
         raise HelperRefused(kind, text) if known is None else known(text)
 
     def _send(self, data: bytes, deadline: Deadline) -> None:
         """All of it: half a line is never worked, but it would spoil the next one."""
         acquired = self._send_lock.acquire(timeout=min(deadline.remaining(), 3600.0))
         if not acquired:
-            raise OSError("another request is stuck in being sent")
+            raise Unchanged(f"{self._host}: another request is stuck in being sent")
         try:
             self._channel.sendall(data)
         finally:
@@ -177,6 +187,7 @@ class Session:
         why = "the helper has ended"
         try:
             while data := self._channel.recv(_RECEIVE):
+                self._heard = self._clock()
                 *lines, rest = (rest + data).split(b"\n")
                 for line in lines:
                     self._take(line)
@@ -234,6 +245,7 @@ class Helper:
     sudo: bool = False
     installed: bool = False
     observe: Observer = unobserved
+    clock: Callable[[], float] = time.monotonic
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _session: Session | None = None
 
@@ -261,7 +273,7 @@ class Helper:
         began = time.monotonic()
         command = INSTALLED_PATH if self.installed else _RUN_SENT
         channel = self.open_channel(deadline, (_SUDO if self.sudo else "") + command)
-        session = Session(channel, host=self.host)
+        session = Session(channel, host=self.host, clock=self.clock)
         session.start(None if self.installed else helper_source().encode(), deadline)
         seconds = round(time.monotonic() - began, 2)
         log.info("helper started", host=self.host, installed=self.installed, seconds=seconds)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from external_storage import Change, EventRecorder, Informer, get_logger
 from external_storage.kube.client import Client
@@ -25,6 +25,8 @@ class NodeInitiators:
         self._events = events
         self._on_change = on_change
         self._told: set[tuple[str, str]] = set()
+        self.refused: frozenset[str] = frozenset()
+        """Names that a storage host has not taken."""
         self._informer = Informer(client, Node)
         self._informer.add_handler(self._changed)
 
@@ -40,19 +42,27 @@ class NodeInitiators:
 
     def names(self) -> frozenset[str]:
         """Good ones, in lower case, which is how both sides compare them."""
-        return frozenset(self._by_name())
+        return frozenset(_by_name(self._informer.lister.all()))
+
+    def note_refused(self, names: frozenset[str]) -> None:
+        """A storage host does not take these; told by the next ``report``."""
+        self.refused |= names
 
     def report(self) -> int:
         """Tell the nodes that have a bad name, or one that is another node's too; how many."""
-        bad: set[tuple[str, str]] = set()
+        # One look: a node may come or go between two.
         nodes = {node.name: node for node in self._informer.lister.all()}
-        for name, owners in self._by_name().items():
+        bad: set[tuple[str, str]] = set()
+        for name, owners in _by_name(nodes.values()).items():
             if len(owners) > 1:
                 text = (
                     f"Initiator name {name} is that of several nodes ({', '.join(owners)}): they "
                     "would write to one volume as if they were one. Give each its own in "
                     "/etc/iscsi/initiatorname.iscsi"
                 )
+                bad |= {(owner, text) for owner in owners}
+            if name in self.refused:
+                text = f"Initiator name {name} is not taken by a storage host: no volume for it"
                 bad |= {(owner, text) for owner in owners}
         for node in nodes.values():
             found = node.metadata.annotations.get(ANNOTATION, "").strip()
@@ -65,19 +75,20 @@ class NodeInitiators:
         self._told = bad
         return len({name for name, _ in bad})
 
-    def _by_name(self) -> dict[str, list[str]]:
-        found: defaultdict[str, list[str]] = defaultdict(list)
-        for node in self._informer.lister.all():
-            name = initiator_of(node)
-            if name:
-                found[name].append(node.name)
-        return {name: sorted(owners) for name, owners in found.items()}
-
     def _changed(self, change: Change[Node]) -> None:
         before = initiator_of(change.old) if change.old is not None else ""
         after = initiator_of(change.new) if change.new is not None else ""
         if before != after:
             self._on_change()
+
+
+def _by_name(nodes: Iterable[Node]) -> dict[str, list[str]]:
+    found: defaultdict[str, list[str]] = defaultdict(list)
+    for node in nodes:
+        name = initiator_of(node)
+        if name:
+            found[name].append(node.name)
+    return {name: sorted(owners) for name, owners in found.items()}
 
 
 def initiator_of(node: Node) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from external_storage import Deadline, ProvisionerError
+from external_storage import Deadline, Infeasible, ProvisionerError, ProvisioningFailed
 from iscsi_targetd_provisioner.backend import (
     Access,
     Backend,
@@ -18,7 +18,7 @@ from iscsi_targetd_provisioner.backend import (
 )
 from iscsi_targetd_provisioner.chap import Chap
 from iscsi_targetd_provisioner.helper_session import Helper, HelperRefused
-from iscsi_targetd_provisioner.names import Portal
+from iscsi_targetd_provisioner.names import MAX_NAME, Portal
 from iscsi_targetd_provisioner.observing import Observer, unobserved
 from iscsi_targetd_provisioner.ssh import Connection, Login
 
@@ -35,6 +35,7 @@ class LioSsh(Backend):
         iqn: str,
         pools: Mapping[str, float],
         listen: tuple[Portal, ...] = (),
+        portals: tuple[Portal, ...] = (),
         sudo: bool = False,
         installed: bool = False,
         observe: Observer = unobserved,
@@ -45,12 +46,14 @@ class LioSsh(Backend):
             iqn: what the names of targets begin with.
             pools: by name, how many times its size a thin pool may promise.
             listen: what targets listen on, if it is not what nodes are told.
+            portals: what nodes are told, unless their class says otherwise.
         """
         self.name = name
         self._owner = owner
         self._iqn = iqn
         self._pools = pools
         self._listen = listen
+        self._portals = portals
         self._connection = Connection(login)
         self._helper = Helper(
             open_channel=self._connection.channel,
@@ -59,6 +62,9 @@ class LioSsh(Backend):
             installed=installed,
             observe=observe,
         )
+
+    def may_use(self, pool: str) -> bool:
+        return pool in self._pools
 
     def pools(self, deadline: Deadline) -> list[Pool]:
         found = self._ask("pools", {"pools": list(self._pools.items())}, deadline)
@@ -85,6 +91,7 @@ class LioSsh(Backend):
         ]
 
     def create(self, pool: str, name: str, size: int, *, deadline: Deadline) -> Volume:
+        self._must_use(pool)
         args = {**self._volume(pool, name), "size": size, "overcommit": self._overcommit(pool)}
         return Volume(pool=pool, name=name, size=self._ask("create", args, deadline))
 
@@ -92,6 +99,7 @@ class LioSsh(Backend):
         self._ask("destroy", self._volume(pool, name), deadline)
 
     def resize(self, pool: str, name: str, size: int, *, deadline: Deadline) -> Volume:
+        self._must_use(pool)
         args = {**self._volume(pool, name), "size": size, "overcommit": self._overcommit(pool)}
         return Volume(pool=pool, name=name, size=self._ask("resize", args, deadline))
 
@@ -103,18 +111,21 @@ class LioSsh(Backend):
             "initiators": sorted(access.initiators),
             "chap": _chap(access.chap),
         }
-        return Target(iqn=self._ask("export", args, deadline), lun=0)
+        found = self._ask("export", args, deadline)
+        return Target(iqn=found["iqn"], lun=0, refused=frozenset(found["refused"]))
 
     def unexport(self, pool: str, name: str, *, deadline: Deadline) -> None:
         args = {**self._volume(pool, name), "iqn": self._target_name(name, None)}
         self._ask("unexport", args, deadline)
 
-    def set_auth(self, pool: str, name: str, access: Access, *, deadline: Deadline) -> None:
+    def set_auth(
+        self, pool: str, name: str, access: Access, *, deadline: Deadline
+    ) -> frozenset[str]:
         args = {**self._volume(pool, name), "chap": _chap(access.chap)}
-        self._ask("set_auth", args, deadline)
+        return frozenset(self._ask("set_auth", args, deadline))
 
     def check(self, deadline: Deadline) -> list[Finding]:
-        portals = [(portal.host, portal.port) for portal in self._listen]
+        portals = [(portal.host, portal.port) for portal in self._listen or self._portals]
         try:
             args = {"pools": list(self._pools.items()), "portals": portals}
             found = self._ask("diagnose", args, deadline)
@@ -125,6 +136,15 @@ class LioSsh(Backend):
         reached = Finding(Grade.GOOD, "reached over SSH, and the helper runs")
         return [reached, *(Finding(Grade(grade), *rest) for grade, *rest in found)]
 
+    def check_access(self, name: str, access: Access) -> None:
+        target = self._target_name(name, access)
+        if len(target.encode()) > MAX_NAME:
+            raise Infeasible(f"target name {target} is longer than {MAX_NAME} bytes")
+        bad = [portal for portal in self._listen or access.portals if not portal.is_address]
+        if bad:
+            text = f"server {self.name} cannot listen on {bad[0].host}, which is a name"
+            raise Infeasible(f"{text}: give its configuration the addresses to listen on")
+
     def close(self) -> None:
         self._helper.close()
         self._connection.close()
@@ -134,6 +154,10 @@ class LioSsh(Backend):
 
     def _volume(self, pool: str, name: str) -> dict[str, Any]:
         return {"pool": pool, "name": name, "owner": self._owner}
+
+    def _must_use(self, pool: str) -> None:
+        if not self.may_use(pool):
+            raise ProvisioningFailed(f"{self.name}: pool {pool} is not configured for us")
 
     def _overcommit(self, pool: str) -> float:
         return self._pools.get(pool, 1.0)

@@ -12,7 +12,7 @@ MAX_NAME = 223
 
 # Kubernetes, open-iscsi and LIO each have rules of their own: this is what all three take.
 _IQN = re.compile(
-    r"iqn\.[0-9]{4}-(0[1-9]|1[0-2])\.[a-z0-9][a-z0-9.-]*\.?[a-z0-9-]+(:[a-zA-Z0-9.:-]+)?"
+    r"iqn\.[0-9]{4}-(0[1-9]|1[0-2])\.[a-z0-9][a-z0-9-]*(\.[a-z0-9][a-z0-9-]*)+(:[a-zA-Z0-9.:-]+)?"
 )
 _EUI = re.compile(r"eui\.[0-9a-fA-F]{16}")
 _NAA = re.compile(r"naa\.[125][0-9a-fA-F]{15}")
@@ -55,6 +55,15 @@ class Portal:
             raise ValueError(_not_a_portal(text))
         return cls(match["rest"], port)
 
+    @property
+    def is_address(self) -> bool:
+        """Whether a target can listen on it."""
+        try:
+            ipaddress.ip_address(self.host)
+        except ValueError:
+            return False
+        return True
+
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{host}:{self.port}"
@@ -70,7 +79,7 @@ def iqn_problem(text: str) -> str | None:
     if good and len(text.encode()) <= MAX_NAME:
         return None
     return (
-        f"{text!r} is not an iSCSI name: want iqn.YYYY-MM.reversed.domain:name without blanks and "
+        f"{text!r} is not an iSCSI name: want iqn.YYYY-MM.org.example:name without blanks and "
         "underscores, eui.… or naa.…"
     )
 

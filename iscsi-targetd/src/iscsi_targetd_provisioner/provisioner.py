@@ -29,6 +29,7 @@ from external_storage import (
     get_logger,
 )
 from external_storage.kube.errors import KubeError
+from external_storage.kube.quantity import from_bytes
 from external_storage.kube.types import ObjectMeta
 from iscsi_targetd_provisioner.backend import Access, Target, Volume, begun
 from iscsi_targetd_provisioner.credentials import Credentials
@@ -44,6 +45,7 @@ from iscsi_targetd_provisioner.fleet import (
     build_fleet,
 )
 from iscsi_targetd_provisioner.initiators import ANNOTATION, NodeInitiators
+from iscsi_targetd_provisioner.luns import KnownLuns
 from iscsi_targetd_provisioner.names import Portal, is_volume_name
 from iscsi_targetd_provisioner.observing import Observations
 from iscsi_targetd_provisioner.servers import BadServers, Server
@@ -55,6 +57,8 @@ log = get_logger(__name__)
 Request = ProvisionRequest[IscsiTargetdParameters]
 
 _NODES_WAIT_S = 30.0
+_XFS_MIN = 300 << 20
+"""mkfs.xfs makes none that is smaller, since xfsprogs 5.19."""
 
 
 class IscsiTargetdProvisioner(Provisioner[IscsiTargetdSettings, IscsiTargetdParameters]):
@@ -77,6 +81,7 @@ class IscsiTargetdProvisioner(Provisioner[IscsiTargetdSettings, IscsiTargetdPara
             file=settings.session_chap_credential_file_path,
         )
         self._fleet = Fleet({}, "")
+        self._luns = KnownLuns()
 
     # -- life
 
@@ -85,12 +90,15 @@ class IscsiTargetdProvisioner(Provisioner[IscsiTargetdSettings, IscsiTargetdPara
             self._fleet = build_fleet(self.settings, self._observations, owner=self.context.name)
         except BadServers as error:
             raise CannotStart(str(error)) from error
+        self._luns.default = self._fleet.default
+        self.context.watch_volumes(self._luns.changed)
         self._keeper = ExportKeeper(
             fleet=self._fleet,
             nodes=self._nodes,
             credentials=self._credentials,
             events=self.context.events,
             timeout_s=self.settings.timeout,
+            withdraw_after_s=self.settings.withdraw_after,
         )
         self._keeper.export_metrics(self.context.metrics)
         self._nodes.start()
@@ -109,20 +117,13 @@ class IscsiTargetdProvisioner(Provisioner[IscsiTargetdSettings, IscsiTargetdPara
         name, asked = request.volume_name, request.parameters
         if not is_volume_name(name):
             raise Infeasible(f"{name!r} cannot be the name of an iSCSI volume: see the template")
-        # Whatever may be missing on our side is looked for before the host is asked for anything.
-        chap = self._credentials.of_class(asked)
-        initiators = frozenset(i.lower() for i in asked.initiators) or self._node_initiators()
-        place = self._fleet.choose(name, request.capacity, asked, request.deadline)
-        access = Access(
-            initiators=initiators,
-            portals=_portals(asked, place.server),
-            iqn=asked.iqn or place.server.iqn,
-            chap=chap,
-        )
-        if not access.iqn:
-            raise Infeasible(f"the class has no iqn, and server {place.server.name} neither")
+        try:
+            place, access = self._plan(request)
+        except Exception as error:
+            self._undo_earlier(request, error)
+            raise
         volume, target = self._make(place, request, access)
-        if chap is not None and not place.server.backend.enforces_chap:
+        if access.chap is not None and not place.server.backend.enforces_chap:
             log.warning("CHAP is not enforced", server=place.server.name)
             self.context.events.warning(request.storage_class, "ChapNotEnforced", CHAP_OFF)
         return ProvisionedVolume(
@@ -164,6 +165,51 @@ class IscsiTargetdProvisioner(Provisioner[IscsiTargetdSettings, IscsiTargetdPara
 
     # -- inside
 
+    def _plan(self, request: Request) -> tuple[Place, Access]:
+        """Whatever may be missing on our side, before the host is asked to make anything."""
+        name, asked = request.volume_name, request.parameters
+        self._check_size(request)
+        chap = self._credentials.of_class(asked)
+        initiators = frozenset(i.lower() for i in asked.initiators) or self._node_initiators()
+        place = self._fleet.choose(name, request.capacity, asked, request.deadline)
+        access = Access(
+            initiators=initiators,
+            portals=_portals(asked, place.server),
+            iqn=asked.iqn or place.server.iqn,
+            chap=chap,
+            avoid=self._luns.of_others(place.server.name, name),
+        )
+        if not access.iqn:
+            raise Infeasible(f"the class has no iqn, and server {place.server.name} neither")
+        place.server.backend.check_access(name, access)
+        return place, access
+
+    def _check_size(self, request: Request) -> None:
+        file_system = request.parameters.fs_type or self.settings.default_fs
+        block = request.claim.spec.volume_mode == "Block"
+        if file_system == "xfs" and not block and request.capacity < _XFS_MIN:
+            raise Infeasible(
+                f"xfs cannot be made on {from_bytes(request.capacity)}: ask for "
+                f"{from_bytes(_XFS_MIN)}, or give the class another fsType, such as ext4"
+            )
+
+    def _undo_earlier(self, request: Request, error: Exception) -> None:
+        """This call has made nothing. One before it may have, of which the answer was lost."""
+        if isinstance(error, Unchanged):
+            # Not an end: what is open stays open.
+            return
+        name, deadline = request.volume_name, request.deadline
+        try:
+            found = self._fleet.find(name, request.parameters, deadline)
+        except Infeasible:
+            # No server at all is meant: none has been asked.
+            return
+        except ProvisionerError as unknown:
+            text = f"{error}; whether an earlier try has left anything is not known: {unknown}"
+            raise ProvisioningInBackground(text) from unknown
+        for place in found:
+            self._undo(place, name, deadline)
+
     def _node_initiators(self) -> frozenset[str]:
         if not self._nodes.wait_known(min(self.deadline.remaining(), _NODES_WAIT_S)):
             raise Unchanged("the nodes of the cluster are not known yet")
@@ -183,9 +229,10 @@ class IscsiTargetdProvisioner(Provisioner[IscsiTargetdSettings, IscsiTargetdPara
                 target = backend.export(place.pool, name, access, deadline=deadline)
         except (Unchanged, ProvisioningInBackground):
             raise
-        except ProvisionerError:
+        except Exception:
             self._undo(place, name, deadline)
             raise
+        self._nodes.note_refused(target.refused)
         if access.chap is not None:
             self._keeper.note_chap(name, access.chap)
         return volume, target
@@ -197,9 +244,9 @@ class IscsiTargetdProvisioner(Provisioner[IscsiTargetdSettings, IscsiTargetdPara
             if self.context.client.find(PersistentVolume, name) is not None:
                 # Saved by an earlier call: the volume may be in use.
                 return
-            if any(volume.name == name for volume in backend.volumes(deadline)):
-                backend.unexport(place.pool, name, deadline=deadline)
-                backend.destroy(place.pool, name, deadline=deadline)
+            for volume in backend.find(name, deadline):
+                backend.unexport(volume.pool, name, deadline=deadline)
+                backend.destroy(volume.pool, name, deadline=deadline)
         except (ProvisionerError, KubeError) as error:
             text = f"a failed try cannot be undone yet: {error}"
             log.warning("a failed volume could not be undone", volume=name, error=str(error))

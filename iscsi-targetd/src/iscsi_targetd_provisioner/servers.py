@@ -22,6 +22,9 @@ from iscsi_targetd_provisioner.observing import Observer
 from iscsi_targetd_provisioner.ssh import Connection, Login
 from iscsi_targetd_provisioner.targetd import Targetd
 
+_MAX_LUN = 255
+"""Beyond it, the kubelet and udev write the number of a LUN in different ways."""
+
 
 class _Config(
     msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True
@@ -107,8 +110,8 @@ class TargetdConfig(_ServerConfig, frozen=True, kw_only=True, tag="targetd"):
             )
         yield from self.tunnel.problems() if self.tunnel is not None else ()
         yield from (f"pools: {n!r} is not a pool" for n in self.pools if not is_pool_name(n))
-        if not 0 <= self.max_lun <= 65535:
-            yield f"maxLun: {self.max_lun} is not between 0 and 65535"
+        if not 0 <= self.max_lun <= _MAX_LUN:
+            yield f"maxLun: {self.max_lun} is not between 0 and {_MAX_LUN}"
 
     def build(self, name: str, owner: str, observe: Observer) -> Backend:
         account = rpc.Account.from_files(Path(self.username_file), Path(self.password_file))
@@ -129,6 +132,7 @@ class LioConfig(_ServerConfig, frozen=True, kw_only=True, tag="lio-ssh"):
         yield from self.common_problems()
         yield from self.ssh.problems()
         yield from _portal_problems("listen", self.listen)
+        yield from self._listen_problems()
         if not self.iqn:
             yield "iqn: must be given, such as iqn.2026-01.com.example:storage1"
         if not self.pools:
@@ -139,6 +143,12 @@ class LioConfig(_ServerConfig, frozen=True, kw_only=True, tag="lio-ssh"):
         for pool, factor in self.pool_factors().items():
             if factor < 1.0:
                 yield f"pools: overcommit of {pool} is {factor:g}, below 1"
+
+    def _listen_problems(self) -> Iterable[str]:
+        for text in self.listen or self.portals:
+            # What is no portal at all is told already.
+            if not list(_portal_problems("", [text])) and not Portal.parse(text).is_address:
+                yield f"listen: must be given, with addresses: LIO cannot listen on {text}"
 
     def pool_factors(self) -> dict[str, float]:
         entries = (PoolConfig(name=p) if isinstance(p, str) else p for p in self.pools)
@@ -152,6 +162,7 @@ class LioConfig(_ServerConfig, frozen=True, kw_only=True, tag="lio-ssh"):
             iqn=self.iqn,
             pools=self.pool_factors(),
             listen=tuple(Portal.parse(text) for text in self.listen),
+            portals=tuple(Portal.parse(text) for text in self.portals),
             sudo=self.sudo,
             installed=self.helper == "installed",
             observe=observe,

@@ -56,6 +56,10 @@ class IscsiTargetdSettings(Settings):
     """How often exports are compared with the nodes there are, and CHAP Secrets with what was set;
     a new node is seen at once."""
 
+    withdraw_after: Seconds = Seconds(600.0)
+    """How long a node that is gone, or that its class no longer names, keeps its access to a
+    volume that it is not logged in to. On a targetd, which does not tell who is, it keeps it."""
+
     def validate(self) -> Iterable[str]:
         yield from super().validate()
         if self.targetd_scheme not in ("", "http", "https"):
@@ -68,6 +72,8 @@ class IscsiTargetdSettings(Settings):
             yield f"--default-fs: {self.default_fs!r} is not a file system"
         if self.reconcile_interval < 1:
             yield "--reconcile-interval: must be at least 1 s"
+        if self.withdraw_after < 0:
+            yield "--withdraw-after: must not be below 0"
 
 
 class IscsiTargetdParameters(Parameters):

@@ -6,9 +6,11 @@ the work. Only our own known_hosts file counts: an unknown or changed key is ref
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import socket
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,8 +61,8 @@ class Connection:
         transport = self._transport(deadline)
         try:
             channel = transport.open_session(timeout=_wait(deadline))
-            channel.settimeout(_wait(deadline))
-            channel.exec_command(command)
+            with _at_most(_wait(deadline), transport):
+                channel.exec_command(command)
         except (paramiko.SSHException, OSError, EOFError) as error:
             self.close()
             raise Unchanged(f"{self.login}: no session: {_words(error)}") from error
@@ -102,8 +104,10 @@ class Connection:
         client = paramiko.SSHClient()
         try:
             client.load_host_keys(str(self.login.known_hosts))
-        except OSError as error:
-            text = f"{self.login}: known_hosts {self.login.known_hosts}: {error.strerror}"
+        except Exception as error:
+            # A damaged line is none of the exceptions that the rest of paramiko has.
+            why = error.strerror if isinstance(error, OSError) else "a line is damaged"
+            text = f"{self.login}: known_hosts {self.login.known_hosts}: {why}"
             raise Unchanged(text) from error
         client.set_missing_host_key_policy(paramiko.RejectPolicy())
         try:
@@ -146,6 +150,18 @@ class Connection:
                 return f"the host does not accept our key or password for user {login.user}"
             case _:
                 return _words(error)
+
+
+@contextlib.contextmanager
+def _at_most(seconds: float, transport: paramiko.Transport) -> Iterator[None]:
+    """Around what waits for the host without a limit of its own: ends the connection at the end."""
+    watchdog = threading.Timer(seconds, transport.close)
+    watchdog.daemon = True
+    watchdog.start()
+    try:
+        yield
+    finally:
+        watchdog.cancel()
 
 
 def _read(path: Path | None) -> str:

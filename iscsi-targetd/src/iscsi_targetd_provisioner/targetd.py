@@ -53,6 +53,7 @@ class Targetd(Backend):
     """One targetd."""
 
     enforces_chap = False
+    tells_sessions = False
 
     def __init__(
         self, name: str, rpc: Rpc, *, iqn: str, pools: Sequence[str] = (), max_lun: int = 255
@@ -69,6 +70,9 @@ class Targetd(Backend):
         self._max_lun = max_lun
         self._exporting = threading.Lock()
         """Between looking for a LUN and having it."""
+
+    def may_use(self, pool: str) -> bool:
+        return not self._pools or pool in self._pools
 
     def pools(self, deadline: Deadline) -> list[Pool]:
         found = {
@@ -92,6 +96,12 @@ class Targetd(Backend):
         names = self._pools or [pool.name for pool in self.pools(deadline)]
         return [volume for name in names for volume in self._volumes(name, deadline)]
 
+    def find(self, name: str, deadline: Deadline) -> list[Volume]:
+        pools = self._pools or [pool.name for pool in self.pools(deadline)]
+        # The groups too: a thin volume that became a thick one is in no list of its pool.
+        places = dict.fromkeys([*pools, *map(_group_of, pools)])
+        return [v for place in places for v in self._volumes(place, deadline) if v.name == name]
+
     def exports(self, deadline: Deadline) -> list[Export]:
         by_lun: dict[tuple[str, str, int], set[str]] = {}
         for entry in self._export_list(deadline):
@@ -108,6 +118,7 @@ class Targetd(Backend):
         ]
 
     def create(self, pool: str, name: str, size: int, *, deadline: Deadline) -> Volume:
+        self._must_use(pool)
         # What cannot be listed cannot be exported either: better now than with a volume made.
         self._export_list(deadline)
         try:
@@ -115,7 +126,9 @@ class Targetd(Backend):
         except RpcError as error:
             if error.code == OTHER and _is_full(error):
                 raise Infeasible(str(error)) from error
-            if error.code != NAME_CONFLICT:
+            # What an earlier try has made beside the pool is told with a code that says nothing.
+            beside = error.code == OTHER and self._is_beside(pool, name, deadline)
+            if error.code != NAME_CONFLICT and not beside:
                 raise
         with begun():
             volume = self._find(pool, name, deadline)
@@ -135,6 +148,7 @@ class Targetd(Backend):
                 raise
 
     def resize(self, pool: str, name: str, size: int, *, deadline: Deadline) -> Volume:
+        self._must_use(pool)
         volume = self._find(pool, name, deadline)
         if volume is None:
             raise ProvisioningFailed(f"{self._rpc.host}: volume {name} is not in pool {pool}")
@@ -154,7 +168,7 @@ class Targetd(Backend):
 
     def export(self, pool: str, name: str, access: Access, *, deadline: Deadline) -> Target:
         with self._exporting:
-            lun = self._take_lun(pool, name, set(access.initiators), deadline)
+            lun = self._take_lun(pool, name, access, deadline)
         if access.chap is not None:
             self._authenticate(sorted(access.initiators), access.chap, deadline)
         return Target(iqn=access.iqn or self._iqn, lun=lun)
@@ -164,8 +178,11 @@ class Targetd(Backend):
             if entry["vol_name"] == name:
                 self._withdraw(entry["pool"] or pool, name, entry["initiator_wwn"], deadline)
 
-    def set_auth(self, pool: str, name: str, access: Access, *, deadline: Deadline) -> None:
+    def set_auth(
+        self, pool: str, name: str, access: Access, *, deadline: Deadline
+    ) -> frozenset[str]:
         self._authenticate(sorted(access.initiators), access.chap, deadline)
+        return frozenset()
 
     def check(self, deadline: Deadline) -> list[Finding]:
         try:
@@ -186,36 +203,54 @@ class Targetd(Backend):
 
     # -- exports
 
-    def _take_lun(self, pool: str, name: str, wanted: set[str], deadline: Deadline) -> int:
-        """Export under one LUN to all of ``wanted``; another process may be doing the same."""
+    def _take_lun(self, pool: str, name: str, access: Access, deadline: Deadline) -> int:
+        """Export under one LUN to all who may have it; another process may be doing the same."""
+        wanted = set(access.initiators)
         for _ in range(_LUN_TRIES):
             entries = self._export_list(deadline)
             mine = {e["initiator_wwn"]: int(e["lun"]) for e in entries if e["vol_name"] == name}
-            lun = self._choose(entries, name, set(mine.values()))
+            fixed = self._fixed(name, set(mine.values()), access)
+            lun = self._choose(entries, name, access) if fixed is None else fixed
+            fresh = sorted(wanted - set(mine))
             try:
-                for initiator in sorted(wanted - set(mine)):
+                for initiator in fresh:
                     args = {"pool": pool, "vol": name, "initiator_wwn": initiator, "lun": lun}
                     self._change("export_create", deadline, **args)
-                for initiator in sorted(set(mine) - wanted):
-                    self._withdraw(pool, name, initiator, deadline)
             except RpcError as error:
                 if error.code != OTHER or not self._was_taken(name, lun, deadline):
                     raise
                 log.info("a LUN was taken by another", volume=name, lun=lun)
-            if self._has_all(name, lun, wanted, deadline):
+            if self._have_all(name, lun, wanted, deadline):
+                for initiator in sorted(set(mine) - wanted):
+                    self._withdraw(pool, name, initiator, deadline)
                 return lun
-            self.unexport(pool, name, deadline=deadline)
+            # Only what this call has made: the rest may be in use.
+            for initiator in fresh:
+                self._withdraw(pool, name, initiator, deadline)
+            if fixed is not None:
+                text = f"LUN {lun}, by which nodes know volume {name}, is another volume's now"
+                raise ProvisioningFailed(f"{self._rpc.host}: {text}: it is left alone")
         raise ProvisioningFailed(
             f"{self._rpc.host}: no LUN for volume {name}: others took it {_LUN_TRIES} times"
         )
 
-    def _choose(self, entries: Iterable[dict[str, Any]], name: str, mine: set[int]) -> int:
-        if len(mine) == 1:
-            return next(iter(mine))
-        # Of any initiator: a volume has the same LUN for all.
+    def _fixed(self, name: str, luns: set[int], access: Access) -> int | None:
+        """The LUN that the volume has, or had; None if any will do."""
+        if access.lun is not None and luns <= {access.lun}:
+            return access.lun
+        if access.lun is None and len(luns) < 2 and not luns & set(access.avoid):
+            return next(iter(luns), None)
+        has = ", ".join(map(str, sorted(luns)))
+        known = "which nodes know others by" if access.lun is None else f"not {access.lun}"
+        text = f"volume {name} is exported under LUN {has}, {known}: it is left alone"
+        raise ProvisioningFailed(f"{self._rpc.host}: {text}")
+
+    def _choose(self, entries: Iterable[dict[str, Any]], name: str, access: Access) -> int:
+        # Of any initiator: a volume has the same LUN for all. What nodes know another volume by is
+        # not free while that one's export is lost.
         used = {int(entry["lun"]) for entry in entries if entry["vol_name"] != name}
         for lun in range(self._max_lun + 1):
-            if lun not in used:
+            if lun not in used and lun not in access.avoid:
                 return lun
         raise Infeasible(f"{self._rpc.host}: all {self._max_lun + 1} LUNs of the target are used")
 
@@ -223,10 +258,10 @@ class Targetd(Backend):
         entries = self._export_list(deadline)
         return any(int(e["lun"]) == lun and e["vol_name"] != name for e in entries)
 
-    def _has_all(self, name: str, lun: int, wanted: set[str], deadline: Deadline) -> bool:
+    def _have_all(self, name: str, lun: int, wanted: set[str], deadline: Deadline) -> bool:
         entries = self._export_list(deadline)
-        mine = {(e["initiator_wwn"], int(e["lun"])) for e in entries if e["vol_name"] == name}
-        return mine == {(initiator, lun) for initiator in wanted}
+        mine = {e["initiator_wwn"]: int(e["lun"]) for e in entries if e["vol_name"] == name}
+        return wanted <= set(mine) and set(mine.values()) <= {lun}
 
     def _withdraw(self, pool: str, name: str, initiator: str, deadline: Deadline) -> None:
         args = {"pool": pool, "vol": name, "initiator_wwn": initiator}
@@ -276,15 +311,25 @@ class Targetd(Backend):
         volumes = self._volumes(pool, deadline)
         return next((volume for volume in volumes if volume.name == name), None)
 
+    def _is_beside(self, pool: str, name: str, deadline: Deadline) -> bool:
+        group = _group_of(pool)
+        with begun():
+            return group != pool and self._find(group, name, deadline) is not None
+
     def _remove_thick(self, pool: str, name: str, deadline: Deadline) -> NoReturn:
         """A thin pool that is full: targetd has made a thick volume that it cannot see itself."""
-        group = pool.partition("/")[0]
-        if group != pool:
-            self.destroy(group, name, deadline=deadline)
+        group = _group_of(pool)
+        if group == pool:
+            raise ProvisioningFailed(f"{self._rpc.host}: volume {name} is not in pool {pool}")
+        self.destroy(group, name, deadline=deadline)
         raise Infeasible(
             f"{self._rpc.host}: targetd made volume {name} not in pool {pool} but beside it; it "
             "was removed. Most likely the thin pool is full"
         )
+
+    def _must_use(self, pool: str) -> None:
+        if not self.may_use(pool):
+            raise ProvisioningFailed(f"{self._rpc.host}: pool {pool} is not configured for us")
 
     # -- calls
 
@@ -293,6 +338,10 @@ class Targetd(Backend):
 
     def _change(self, method: str, deadline: Deadline, **params: object) -> None:
         self._rpc.call(method, deadline, changes=True, **params)
+
+
+def _group_of(pool: str) -> str:
+    return pool.partition("/")[0]
 
 
 def _is_full(error: RpcError) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 from tests.backend_suite import BackendSuite, Bench
-from tests.storage_host import GROUP, PORTAL, StorageHost
+from tests.storage_host import GROUP, PORTAL, THIN, StorageHost
 
 from iscsi_targetd_provisioner.lio_ssh import LioSsh
 
@@ -30,8 +30,16 @@ def host(storage_host: StorageHost) -> Iterator[StorageHost]:
 
 @pytest.fixture
 def bench(backend: LioSsh, host: StorageHost) -> Bench:
-    return Bench(backend, GROUP, portals=(PORTAL,))
+    return Bench(backend, GROUP, portals=(PORTAL,), passwords=host.passwords)
 
 
 class TestThick(BackendSuite):
     """On a volume group."""
+
+
+class TestThin(BackendSuite):
+    """On a thin pool."""
+
+    @pytest.fixture
+    def bench(self, backend: LioSsh, host: StorageHost) -> Bench:
+        return Bench(backend, THIN, portals=(PORTAL,), passwords=host.passwords)

@@ -14,6 +14,7 @@ from iscsi_targetd_provisioner.host.saved import read_saved
 
 GOOD, WARNING, BAD = "ok", "warning", "error"
 RESTORE_SERVICES = ("target.service", "rtslib-fb-targetctl.service")
+TARGET_MODULE = Path("/sys/module/iscsi_target_mod")
 _FULL_PERCENT = 80.0
 
 Found = tuple[str, str, str]
@@ -34,7 +35,7 @@ class Diagnosis:
         return found
 
     def _kernel(self) -> Found:
-        if Path("/sys/module/iscsi_target_mod").exists():
+        if TARGET_MODULE.exists():
             return GOOD, f"kernel {os.uname().release} has the iSCSI target", ""
         return BAD, "the kernel has no iSCSI target", "modprobe iscsi_target_mod"
 

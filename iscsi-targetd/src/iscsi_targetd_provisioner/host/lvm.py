@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from iscsi_targetd_provisioner.host.common import Limit, Refused, run
+from iscsi_targetd_provisioner.host.common import Limit, Refused, change, run
 
 TAG = "external-storage/owner="
 FIELDS = "vg_name,lv_name,lv_size,pool_lv,lv_tags,lv_attr,data_percent,metadata_percent"
+
+SYS = Path("/sys/class/block")
 
 Row = dict[str, str]
 
@@ -69,7 +72,7 @@ class Lvm:
             # Else the kubelet would find, and keep, the file system of whoever had the blocks.
             argv += ["--zero", "y", "--wipesignatures", "y", "--size", in_sectors(size), group]
         try:
-            run(argv, self.limit_s())
+            change(argv, self.limit_s())
         except Refused as error:
             if error.kind != "exists":
                 raise
@@ -89,13 +92,13 @@ class Lvm:
         if "/" in pool:
             self._check_thin(pool, name, size, overcommit)
         what = f"{group_of(pool)}/{name}"
-        run(["lvextend", "--quiet", "--quiet", "--size", in_sectors(size), what], self.limit_s())
+        change(["lvextend", "--quiet", "--quiet", "--size", in_sectors(size), what], self.limit_s())
         return device_size(device_of(pool, name))
 
     def destroy(self, pool: str, name: str, owner: str) -> None:
         if self.owned(pool, name, owner) is not None:
             what = f"{group_of(pool)}/{name}"
-            run(["lvremove", "--quiet", "--quiet", "--yes", what], self.limit_s())
+            change(["lvremove", "--quiet", "--quiet", "--yes", what], self.limit_s())
 
     def _check_thin(self, pool: str, name: str, size: int, overcommit: float) -> None:
         """A thin pool that promises more than it has is an admin's decision, never an accident."""
@@ -123,10 +126,34 @@ def in_sectors(size: int) -> str:
     return f"{-(-size // 512)}s"
 
 
+def _told(device: str, what: str) -> str:
+    """What the kernel tells of a device; empty: nothing."""
+    try:
+        return (SYS / Path(device).resolve().name / what).read_text().strip()
+    except OSError:
+        return ""
+
+
 def device_size(device: str) -> int:
     """Of the device itself: LVM rounds up to whole extents."""
-    kernel_name = Path(device).resolve().name
-    return int(Path(f"/sys/class/block/{kernel_name}/size").read_text()) * 512
+    size = _told(device, "size")
+    if not size:
+        raise Refused("failed", f"{device} is no block device: is the logical volume active?")
+    return int(size) * 512
+
+
+def can_discard(device: str) -> bool:
+    """Whether what is deleted on a device gives space back: a thin pool's only way to shrink."""
+    return _told(device, "queue/discard_max_bytes") not in ("", "0")
+
+
+def serial_of(device: str) -> str | None:
+    """By what nodes know the disk, the same each time; None: by a number made up.
+
+    Not LVM's own id: LIO keeps only the hexadecimal digits of it, of which few are left.
+    """
+    text = _told(device, "dm/uuid")
+    return str(uuid.uuid5(uuid.NAMESPACE_OID, text)) if text else None
 
 
 def thin_pool_size(pool: str, rows: Iterable[Row]) -> int:

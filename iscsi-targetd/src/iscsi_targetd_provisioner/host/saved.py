@@ -55,8 +55,8 @@ def write_saved(path: str, content: Mapping[str, Any]) -> None:
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     try:
         with os.fdopen(descriptor, "w") as file:
-            json.dump(content, file, sort_keys=True, indent=2)
-            file.write("\n")
+            # At once and on one line: with an indent it is Python that writes, ten times slower.
+            file.write(json.dumps(content, sort_keys=True) + "\n")
             file.flush()
             os.fsync(file.fileno())
         temporary.rename(path)

@@ -14,6 +14,7 @@ import json
 import os
 import platform
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, BinaryIO
@@ -23,12 +24,17 @@ from iscsi_targetd_provisioner.host.diagnose import Diagnosis
 from iscsi_targetd_provisioner.host.lio import Lio
 from iscsi_targetd_provisioner.host.lvm import Lvm
 
-PROTOCOL = 1
+PROTOCOL = 2
 OWN_LOCK = "/run/external-storage-iscsi.lock"
 TARGETCLI_LOCK = "/var/run/targetcli.lock"
 BATCH = 32
+CHANGE_S = 15.0
+"""A change is not begun with less time left, nor with less than half of what it was given: the
+commands of LVM are not stopped once they are begun."""
+CHANGING = frozenset({"create", "destroy", "resize", "export", "unexport", "set_auth"})
 
 Request = dict[str, Any]
+"""As it came, with ``came``, when it did."""
 Answer = dict[str, Any]
 
 
@@ -82,19 +88,21 @@ class Server:
         self.lvm.destroy(*where, _owner(owner))
         self.ours.discard(f"{pool}/{name}")
 
-    def export(self, pool: str, name: str, owner: str, **access: Any) -> str:  # noqa: ANN401
+    def export(self, pool: str, name: str, owner: str, **access: Any) -> Any:  # noqa: ANN401
         self._must_be_ours(pool, name, owner)
         portals = [(str(host), int(port)) for host, port in access.pop("portals")]
         return self.lio.export(pool, name, portals=portals, **access)
 
     def unexport(self, pool: str, name: str, owner: str, iqn: str) -> None:
-        if os.path.exists(f"/dev/{self._pool(pool).partition('/')[0]}/{_name(name)}"):  # noqa: PTH110
-            self._must_be_ours(pool, name, owner)
-        self.lio.unexport(name, iqn)
+        where = self._pool(pool), _name(name)
+        if f"{pool}/{name}" not in self.ours:
+            # Gone is well; another's, or not to be told while its volume group is away, is not.
+            self.lvm.owned(*where, _owner(owner))
+        self.lio.unexport(*where, iqn)
 
-    def set_auth(self, pool: str, name: str, owner: str, chap: Any) -> None:  # noqa: ANN401
+    def set_auth(self, pool: str, name: str, owner: str, chap: Any) -> list[str]:  # noqa: ANN401
         self._must_be_ours(pool, name, owner)
-        self.lio.set_auth(name, chap)
+        return self.lio.set_auth(name, chap)
 
     def _must_be_ours(self, pool: str, name: str, owner: str) -> None:
         if f"{pool}/{name}" in self.ours:
@@ -115,12 +123,11 @@ class Server:
 
     def batch(self, requests: list[Request]) -> list[Answer]:
         """Work them in turn, save the configuration once, and only then answer."""
-        now = time.monotonic()
-        self.until = now + min(float(request.get("limit_s", 60)) for request in requests)
+        self.until = min(_until(request) for request in requests)
         try:
             with _locked(OWN_LOCK, self.left), _locked(TARGETCLI_LOCK, self.left):
                 self.lio.forget_cached()
-                answers = [self._work(request, now) for request in requests]
+                answers = [self._work(request) for request in requests]
                 failure = self._save()
         except Refused as error:
             return [_error(request, error.kind, str(error)) for request in requests]
@@ -128,13 +135,14 @@ class Server:
             return answers
         return [_error(a, "failed", failure) if "result" in a else a for a in answers]
 
-    def _work(self, request: Request, began: float) -> Answer:
-        self.until = began + float(request.get("limit_s", 60))
-        args = request.get("args") or {}
-        operation = self.ops.get(str(request.get("op")))
+    def _work(self, request: Request) -> Answer:
+        self.until = _until(request)
+        args, op = request.get("args") or {}, str(request.get("op"))
+        operation = self.ops.get(op)
         if operation is None:
-            return _error(request, "invalid", f"unknown request {request.get('op')!r}")
-        if not self.left():
+            return _error(request, "invalid", f"unknown request {op!r}")
+        needed = min(CHANGE_S, _limit(request) / 2) if op in CHANGING else 0.0
+        if self.left() <= needed:
             return _error(request, "busy", "the requests before it have taken all its time")
         try:
             return {"id": request.get("id"), "result": operation(**args)}
@@ -150,6 +158,15 @@ class Server:
         except Exception as error:
             return f"the host's configuration cannot be saved: {error}"
         return None
+
+
+def _limit(request: Request) -> float:
+    return float(request.get("limit_s", 60))
+
+
+def _until(request: Request) -> float:
+    """It was sent when it came, however long it has waited here: nobody waits for it any longer."""
+    return float(request["came"]) + _limit(request)
 
 
 def _error(request: Request, kind: str, text: str) -> Answer:
@@ -195,15 +212,46 @@ def _locked(path: str, left: Callable[[], float]) -> Iterator[None]:
         os.close(descriptor)
 
 
+class Inbox:
+    """What has come and is not begun, read by a thread; nothing once its sender is gone."""
+
+    def __init__(self, source: BinaryIO) -> None:
+        self.waiting: list[Request] = []
+        self.ended = False
+        self.changed = threading.Condition()
+        self.source = source
+        threading.Thread(target=self.read, name="inbox", daemon=True).start()
+
+    def read(self) -> None:
+        rest = b""
+        try:
+            while data := self.source.read1(1 << 16):  # type: ignore[attr-defined]
+                *lines, rest = (rest + data).split(b"\n")
+                came = time.monotonic()
+                requests = [{**json.loads(line), "came": came} for line in lines]
+                with self.changed:
+                    self.waiting += requests
+                    self.changed.notify()
+        finally:
+            with self.changed:
+                self.ended = True
+                self.waiting.clear()
+                self.changed.notify()
+
+    def take(self) -> list[Request]:
+        """The next ones; none: it is over."""
+        with self.changed:
+            self.changed.wait_for(lambda: self.waiting or self.ended)
+            taken, self.waiting[:] = self.waiting[:BATCH], self.waiting[BATCH:]
+            return taken
+
+
 def serve(source: BinaryIO, tell: Callable[[Answer], None], server: Server) -> None:
     """Work what comes until the end; requests that have come meanwhile are worked together."""
-    rest = b""
-    while data := source.read1(1 << 16):  # type: ignore[attr-defined]
-        *lines, rest = (rest + data).split(b"\n")
-        while lines:
-            requests, lines = [json.loads(line) for line in lines[:BATCH]], lines[BATCH:]
-            for answer in server.batch(requests):
-                tell(answer)
+    inbox = Inbox(source)
+    while requests := inbox.take():
+        for answer in server.batch(requests):
+            tell(answer)
 
 
 def main() -> None:

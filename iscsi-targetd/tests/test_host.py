@@ -1,0 +1,415 @@
+"""The helper over models of LVM and LIO: what all backends promise, and what it leaves alone."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.backend_suite import CHAP, ONE, THREE, TWO, BackendSuite, Bench
+from tests.fake_host import GROUP, IQN, MIB, OWNER, PORTAL, THIN, FakeHost
+
+from external_storage import (
+    Infeasible,
+    ProvisioningFailed,
+)
+from iscsi_targetd_provisioner.backend import Access, Grade
+from iscsi_targetd_provisioner.chap import Chap
+from iscsi_targetd_provisioner.helper_session import HelperRefused
+from iscsi_targetd_provisioner.host import common, saved, serve
+from iscsi_targetd_provisioner.host.common import Refused
+from iscsi_targetd_provisioner.names import Portal
+
+NAME = "pvc-1"
+TARGET = f"{IQN}:{NAME}"
+FOREIGN = "iqn.2026-01.com.example:of-an-admin"
+
+
+@pytest.fixture
+def bench(host: FakeHost) -> Bench:
+    return Bench(host.backend(), GROUP, portals=(PORTAL,), passwords=host.rtslib.passwords)
+
+
+class TestThick(BackendSuite):
+    """On a volume group."""
+
+
+class TestThin(BackendSuite):
+    """On a thin pool."""
+
+    @pytest.fixture
+    def bench(self, host: FakeHost) -> Bench:
+        return Bench(host.backend(), THIN, portals=(PORTAL,), passwords=host.rtslib.passwords)
+
+
+# -- what is another's
+
+
+def test_a_foreign_target_is_left_as_it_is(host: FakeHost, bench: Bench) -> None:
+    host.rtslib.BlockStorageObject("admins", dev="/dev/sdz")
+    target = host.rtslib.foreign_target(TARGET, "admins")
+    bench.backend.create(bench.pool, NAME, 8 * MIB, deadline=bench.deadline)
+    with pytest.raises(HelperRefused, match="other LUNs: it is left alone"):
+        bench.backend.export(bench.pool, NAME, bench.access(ONE), deadline=bench.deadline)
+    assert host.rtslib.targets == {TARGET: target}
+    assert target.tpgs[0].attributes == {"generate_node_acls": "1"}
+    assert set(host.rtslib.backstores) == {"admins"}
+    # Nor is it taken away when the volume goes.
+    bench.remove(NAME)
+    assert host.rtslib.targets == {TARGET: target}
+
+
+def test_a_volume_that_an_admin_exports_too_is_not_taken_from_him(
+    host: FakeHost, bench: Bench
+) -> None:
+    bench.make(NAME, ONE)
+    host.rtslib.foreign_target(FOREIGN, NAME)
+    for call in (
+        lambda: bench.backend.unexport(bench.pool, NAME, deadline=bench.deadline),
+        lambda: bench.backend.export(
+            bench.pool, NAME, bench.access(ONE, TWO), deadline=bench.deadline
+        ),
+    ):
+        with pytest.raises(HelperRefused, match=f"exported by {FOREIGN} too"):
+            call()
+    assert set(host.rtslib.targets) == {TARGET, FOREIGN}
+    assert host.rtslib.initiators(TARGET) == {ONE}
+
+
+def test_a_target_of_ours_that_an_admin_gave_a_second_lun_is_left(
+    host: FakeHost, bench: Bench
+) -> None:
+    bench.make(NAME, ONE)
+    other = host.rtslib.BlockStorageObject("admins", dev="/dev/sdz")
+    host.rtslib.LUN(host.rtslib.targets[TARGET].tpgs[0], 1, other)
+    with pytest.raises(HelperRefused, match="other LUNs"):
+        bench.backend.unexport(bench.pool, NAME, deadline=bench.deadline)
+    assert TARGET in host.rtslib.targets
+
+
+@pytest.mark.parametrize("call", ["BlockStorageObject", "Target", "TPG", "LUN", "NetworkPortal"])
+def test_what_the_kernel_refuses_leaves_nothing_of_the_export(
+    host: FakeHost, bench: Bench, call: str
+) -> None:
+    bench.backend.create(bench.pool, NAME, 8 * MIB, deadline=bench.deadline)
+    host.rtslib.fail = call
+    with pytest.raises(ProvisioningFailed):
+        bench.backend.export(bench.pool, NAME, bench.access(ONE), deadline=bench.deadline)
+    assert (host.rtslib.targets, host.rtslib.backstores) == ({}, {})
+
+
+def test_what_was_exported_before_stays_when_the_kernel_refuses_a_change(
+    host: FakeHost, bench: Bench
+) -> None:
+    bench.make(NAME, ONE)
+    host.rtslib.fail = "MappedLUN"
+    with pytest.raises(ProvisioningFailed):
+        bench.backend.export(bench.pool, NAME, bench.access(ONE, TWO), deadline=bench.deadline)
+    assert ONE in host.rtslib.initiators(TARGET)
+
+
+def test_one_initiator_that_lio_does_not_take_costs_the_others_nothing(
+    host: FakeHost, bench: Bench
+) -> None:
+    bad = "iqn.2026-01.com"
+    bench.backend.create(bench.pool, NAME, 8 * MIB, deadline=bench.deadline)
+    access = bench.access(ONE, bad, TWO)
+    target = bench.backend.export(bench.pool, NAME, access, deadline=bench.deadline)
+    assert target.refused == {bad}
+    assert host.rtslib.initiators(TARGET) == {ONE, TWO}
+    with pytest.raises(HelperRefused, match="no name of an initiator is taken"):
+        bench.make("pvc-2", bad)
+
+
+def test_a_volume_group_that_is_away_is_not_a_volume_that_is_gone(
+    host: FakeHost, bench: Bench
+) -> None:
+    bench.make(NAME, ONE)
+    host.lvm.away = True
+    again = Bench(host.backend(), bench.pool)
+    with pytest.raises(ProvisioningFailed, match='Volume group "vg-iscsi" not found'):
+        again.backend.unexport(again.pool, NAME, deadline=again.deadline)
+    assert TARGET in host.rtslib.targets
+    for backend in (bench.backend, again.backend):
+        host.rtslib.backstores.clear()
+        with pytest.raises(ProvisioningFailed, match='Volume group "vg-iscsi" not found'):
+            backend.destroy(bench.pool, NAME, deadline=bench.deadline)
+
+
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [
+        ('Failed to find logical volume "vg/lv"', "not_found"),
+        ('Volume group "vg" not found Cannot process volume group vg', "failed"),
+        ('Volume group "vg" has insufficient free space (1 extents): 9 required.', "no_space"),
+        ('Logical Volume "lv" already exists in volume group "vg"', "exists"),
+        ("Logical volume vg/lv in use.", "in_use"),
+    ],
+)
+def test_the_words_of_lvm_are_understood(said: str, kind: str) -> None:
+    assert common.kind_of(said) == kind
+
+
+def test_another_pool_than_those_configured_is_not_used(host: FakeHost) -> None:
+    bench = Bench(host.backend(pools={THIN: 1.0}), GROUP)
+    with pytest.raises(ProvisioningFailed, match="pool vg-iscsi is not configured"):
+        bench.backend.create(GROUP, NAME, 8 * MIB, deadline=bench.deadline)
+    with pytest.raises(ProvisioningFailed, match="pool vg-iscsi is not configured"):
+        bench.backend.resize(GROUP, NAME, 8 * MIB, deadline=bench.deadline)
+    assert host.lvm.volumes == {}
+
+
+# -- credentials
+
+
+def test_who_is_logged_in_keeps_the_secret_it_logged_in_with(host: FakeHost, bench: Bench) -> None:
+    bench.make(NAME, ONE, TWO, chap=CHAP)
+    host.rtslib.logged_in = {(TARGET, ONE)}
+    access = bench.access(ONE, TWO, THREE, chap=Chap("alice", "another secret"))
+
+    def passwords() -> dict[str, str]:
+        acls = host.rtslib.targets[TARGET].tpgs[0].node_acls
+        return {acl.node_wwn: acl.chap_password for acl in acls}
+
+    for _ in range(2):
+        kept = bench.backend.set_auth(bench.pool, NAME, access, deadline=bench.deadline)
+        assert kept == {ONE}
+        assert passwords()[ONE] == CHAP.password
+        assert passwords()[TWO] == "another secret"
+        bench.backend.export(bench.pool, NAME, access, deadline=bench.deadline)
+    host.rtslib.logged_in.clear()
+    assert not bench.backend.set_auth(bench.pool, NAME, access, deadline=bench.deadline)
+    assert set(passwords().values()) == {"another secret"}
+
+
+def test_a_refusal_in_the_midst_of_setting_a_secret_does_not_show_it(
+    host: FakeHost, bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_tpg: Any, _acls: Any, chap: Any) -> None:
+        raise OSError(f"cannot write {chap['password']} and {chap['mutual_password']}")
+
+    bench.make(NAME, ONE, chap=CHAP)
+    monkeypatch.setattr("iscsi_targetd_provisioner.host.lio._authenticate", refuse)
+    access = bench.access(ONE, chap=CHAP)
+    with pytest.raises(ProvisioningFailed, match=r"cannot write \*\*\* and \*\*\*") as caught:
+        bench.backend.set_auth(bench.pool, NAME, access, deadline=bench.deadline)
+    assert CHAP.password not in str(caught.value)
+    assert host.rtslib.targets[TARGET]
+
+
+# -- the disk that nodes see
+
+
+def test_a_backstore_that_is_made_again_is_the_same_disk(host: FakeHost, bench: Bench) -> None:
+    serials = set()
+    for _ in range(2):
+        bench.make(NAME, ONE)
+        serials.add(host.rtslib.backstores[NAME].wwn)
+        host.rtslib.targets.clear()
+        host.rtslib.backstores.clear()
+    bench.make("pvc-2", ONE)
+    assert len(serials) == 1
+    assert host.rtslib.backstores["pvc-2"].wwn not in serials
+
+
+def test_what_is_deleted_in_a_volume_can_go_back_to_its_pool(host: FakeHost, bench: Bench) -> None:
+    bench.make(NAME, ONE)
+    assert host.rtslib.backstores[NAME].attributes["emulate_tpu"] == "1"
+    bench.backend.create(bench.pool, "pvc-2", 8 * MIB, deadline=bench.deadline)
+    (host.lvm.sys / "pvc-2/queue/discard_max_bytes").write_text("0\n")
+    access = bench.access(ONE)
+    bench.backend.export(bench.pool, "pvc-2", access, deadline=bench.deadline)
+    assert "emulate_tpu" not in host.rtslib.backstores["pvc-2"].attributes
+
+
+def test_a_name_or_a_portal_that_no_target_can_have_is_infeasible(bench: Bench) -> None:
+    access = Access(initiators={ONE}, iqn="iqn.2026-01.com.example:" + "x" * 180)
+    bench.backend.check_access("pvc-1", access)
+    with pytest.raises(Infeasible, match="longer than 223 bytes"):
+        bench.backend.check_access("pvc-" + "1" * 36, access)
+
+
+def test_a_target_cannot_listen_on_the_name_of_a_host(host: FakeHost) -> None:
+    backend = host.backend()
+    backend._listen = ()
+    access = Access(initiators={ONE}, portals=(Portal("storage.example.com"),))
+    with pytest.raises(Infeasible, match=r"cannot listen on storage\.example\.com"):
+        backend.check_access(NAME, access)
+
+
+def test_the_check_looks_at_the_portals_that_nodes_are_told(host: FakeHost) -> None:
+    backend = host.backend(portals=(Portal("192.0.2.1"),))
+    backend._listen = ()
+    found = backend.check(Bench(backend, GROUP).deadline)
+    assert any(f.grade is Grade.BAD and "192.0.2.1" in f.text for f in found)
+
+
+# -- the saved configuration
+
+
+def test_what_others_have_saved_stays(tmp_path: Path) -> None:
+    before = {
+        "fabric_modules": [],
+        "storage_objects": [
+            {"plugin": "fileio", "name": NAME},
+            {"plugin": "block", "name": NAME, "wwn": "old"},
+            {"plugin": "block", "name": "admins"},
+        ],
+        "targets": [{"wwn": FOREIGN}, {"wwn": TARGET}, {"wwn": "gone"}],
+        "other": 1,
+    }
+    new = {"plugin": "block", "name": NAME, "wwn": "new"}
+    after = saved.merged(before, {NAME: new}, {TARGET: {"wwn": TARGET, "new": 1}, "gone": None})
+    assert after["storage_objects"] == [
+        {"plugin": "fileio", "name": NAME},
+        {"plugin": "block", "name": "admins"},
+        new,
+    ]
+    assert after["targets"] == [{"wwn": FOREIGN}, {"wwn": TARGET, "new": 1}]
+    assert (after["other"], after["fabric_modules"]) == (1, [])
+    path = tmp_path / "etc" / "saveconfig.json"
+    saved.write_saved(str(path), after)
+    assert saved.read_saved(str(path)) == after
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert len(path.read_text().splitlines()) == 1
+
+
+def test_a_damaged_configuration_is_not_overwritten(host: FakeHost, bench: Bench) -> None:
+    path = Path(host.rtslib.save_file)
+    path.write_text("{")
+    bench.backend.create(bench.pool, NAME, 8 * MIB, deadline=bench.deadline)
+    with pytest.raises(ProvisioningFailed, match="is damaged"):
+        bench.backend.export(bench.pool, NAME, bench.access(ONE), deadline=bench.deadline)
+    assert path.read_text() == "{"
+
+
+def test_a_disk_that_is_full_leaves_the_old_configuration_and_no_half_one(
+    host: FakeHost, bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.make(NAME, ONE)
+    before = Path(host.rtslib.save_file).read_text()
+
+    def full(_descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(ProvisioningFailed, match=r"cannot be saved: .*No space left"):
+            bench.make("pvc-2", ONE)
+    assert Path(host.rtslib.save_file).read_text() == before
+    assert not Path(host.rtslib.save_file + ".external-storage").exists()
+    # Undone, and saved by the next.
+    bench.remove("pvc-2")
+    assert json.loads(before) == json.loads(Path(host.rtslib.save_file).read_text())
+
+
+# -- commands, time, and who has gone
+
+
+def script(directory: Path, text: str) -> list[str]:
+    path = directory / "command"
+    path.write_text(f"import os, sys, time\n{text}\n")
+    return [sys.executable, str(path)]
+
+
+def test_a_change_is_never_killed_and_no_other_is_begun_beside_it(tmp_path: Path) -> None:
+    go_on, done = tmp_path / "go-on", tmp_path / "done"
+    os.mkfifo(go_on)
+    argv = script(tmp_path, f"open({str(go_on)!r}).read(); open({str(done)!r}, 'w').write('x')")
+    with pytest.raises(Refused, match="has not ended") as caught:
+        common.change(argv, 0.1)
+    assert caught.value.kind == "unknown"
+    with pytest.raises(Refused, match="of an earlier request has not ended") as caught:
+        common.change(["true"], 10)
+    assert caught.value.kind == "busy"
+    go_on.write_text("")
+    (_, process) = common._running[0]
+    assert process.wait(60) == 0
+    assert done.exists()
+    common.change(["true"], 10)
+
+
+def test_a_command_that_reads_is_ended_at_its_time(tmp_path: Path) -> None:
+    pid = tmp_path / "pid"
+    argv = script(tmp_path, f"open({str(pid)!r}, 'w').write(str(os.getpid())); time.sleep(600)")
+    with pytest.raises(Refused, match="has not ended"):
+        common.run(argv, 2.0)
+    assert common._running == []
+
+
+def test_the_words_of_a_command_that_fails_are_told(tmp_path: Path) -> None:
+    argv = script(
+        tmp_path, "sys.stderr.write('Failed to find logical volume \"a/b\"\\n'); sys.exit(5)"
+    )
+    with pytest.raises(Refused, match="Failed to find logical volume") as caught:
+        common.run(argv, 60)
+    assert caught.value.kind == "not_found"
+    assert common.run(script(tmp_path, "print('out')"), 60) == "out\n"
+    with pytest.raises(Refused, match="is not installed"):
+        common.run(["no-such-command"], 60)
+
+
+def request(op: str, *, waited: float = 0.0, limit_s: float = 60.0, **args: Any) -> Any:
+    came = time.monotonic() - waited
+    return {"id": 1, "op": op, "args": args, "limit_s": limit_s, "came": came}
+
+
+def test_a_change_is_not_begun_with_too_little_time_left(host: FakeHost) -> None:
+    server = host.server()
+    args: dict[str, Any] = {"pool": GROUP, "name": NAME, "size": 8 * MIB, "owner": OWNER}
+    args["overcommit"] = 1.0
+    [answer] = server.batch([request("create", waited=50.0, **args)])
+    assert answer["error"]["kind"] == "busy"
+    assert host.lvm.volumes == {}
+    # Who has little time for all of it is served all the same, and reading takes no time.
+    [answer] = server.batch([request("create", limit_s=10.0, **args)])
+    assert answer["result"] == 8 * MIB
+    [answer] = server.batch([request("exports", waited=50.0)])
+    assert answer["result"] == []
+    [answer] = server.batch([request("exports", waited=61.0)])
+    assert answer["error"]["kind"] == "busy"
+
+
+def test_what_has_waited_when_its_sender_goes_is_not_begun(host: FakeHost) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow(command: str) -> None:
+        if command == "lvcreate":
+            begun.set()
+            assert go_on.wait(60)
+
+    host.lvm.before = slow
+    asked, end = os.pipe()
+    with os.fdopen(asked, "rb") as source:
+        args = (source, lambda _answer: None, host.server())
+        helper = threading.Thread(target=serve.serve, args=args)
+        helper.start()
+        given = {"pool": GROUP, "size": 8 * MIB, "owner": OWNER, "overcommit": 1.0}
+        for name in (NAME, "pvc-2"):
+            message = {"id": 1, "op": "create", "args": {**given, "name": name}}
+            os.write(end, json.dumps(message).encode() + b"\n")
+            assert begun.wait(60)
+        os.close(end)
+        inbox = [thread for thread in threading.enumerate() if thread.name == "inbox"]
+        for thread in inbox:
+            thread.join(60)
+        go_on.set()
+        helper.join(60)
+    # What it was in is ended; nothing else is begun.
+    assert set(host.lvm.volumes) == {NAME}
+
+
+def test_the_hosts_lock_is_taken_and_an_open_shell_of_targetcli_is_told(
+    host: FakeHost, tmp_path: Path
+) -> None:
+    with (tmp_path / "targetcli.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        [answer] = host.server().batch([request("exports", limit_s=0.2)])
+    assert answer["error"]["kind"] == "busy"
+    assert "is a targetcli shell open" in answer["error"]["text"]
