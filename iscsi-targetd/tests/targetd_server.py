@@ -282,7 +282,12 @@ class TargetdServer:
             good = message.get("jsonrpc") == "2.0" and "method" in message and "id" in message
             if not good:
                 raise TargetdError(-32600, "not a valid jsonrpc-2.0 request")
-            number = int(message["id"])
+            try:
+                number = int(message["id"])
+            except ValueError:
+                raise TargetdError(-32600, "not a valid jsonrpc-2.0 request") from None
+            except TypeError:
+                raise TargetdError(-1, "jsonrpc error") from None
             result = self._call(message["method"], message.get("params"))
         except TargetdError as error:
             return _error(error.code, str(error), number)

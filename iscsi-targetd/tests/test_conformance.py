@@ -29,6 +29,8 @@ class OverTargetd(UnderTest):
     class_parameters = {
         "targetPortal": "10.0.0.5:3260",
         "initiators": "iqn.2026-01.com.example:one,iqn.2026-01.com.example:two",
+        # Their claims are smaller than xfs can be.
+        "fsType": "ext4",
     }
     bad_parameters = {
         "targetPortal": "10.0.0.5:0",

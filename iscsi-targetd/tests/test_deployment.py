@@ -18,6 +18,7 @@ from iscsi_targetd_provisioner.servers import read_servers
 
 DEPLOY = Path(__file__).parents[1] / "deploy"
 NODE = "iscsi-agents-own-node"
+CAPACITY_VERBS = ("list", "create", "patch", "delete")
 AGENT = "system:serviceaccount:iscsi-targetd-provisioner:iscsi-targetd-node-agent"
 
 
@@ -47,6 +48,24 @@ def test_every_file_of_the_servers_is_mounted() -> None:
     for line in shipped.splitlines():
         if "/etc/" in line:
             assert str(Path(line.split()[-1]).parent) in mounted
+
+
+def test_the_provisioner_may_tell_the_scheduler_what_is_left(plane: ControlPlane) -> None:
+    plane.kubectl("apply", "-f", str(DEPLOY / "rbac.yaml"))
+    who = "--as=system:serviceaccount:iscsi-targetd-provisioner:iscsi-targetd-provisioner"
+    where = "--namespace=iscsi-targetd-provisioner"
+    for verb, what in (
+        ("get", "csidrivers.storage.k8s.io/iscsi-targetd"),
+        *((verb, "csistoragecapacities.storage.k8s.io") for verb in CAPACITY_VERBS),
+    ):
+        assert plane.kubectl("auth", "can-i", verb, what, who, where).strip() == "yes"
+
+
+def test_the_node_agent_runs_wherever_a_pod_with_a_volume_may() -> None:
+    manifests = yaml.safe_load_all((DEPLOY / "node-agent.yaml").read_text())
+    [spec] = [m["spec"]["template"]["spec"] for m in manifests if m["kind"] == "DaemonSet"]
+    assert spec["tolerations"] == [{"operator": "Exists"}]
+    assert spec["nodeSelector"] == {"kubernetes.io/os": "linux"}
 
 
 @pytest.fixture(scope="module")

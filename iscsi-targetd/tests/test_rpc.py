@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from tests.targetd_server import MAX_BODY, PASSWORD, USER, TargetdServer, unused_port
+from tests.targetd_server import MAX_BODY, PASSWORD, USER, TargetdError, TargetdServer, unused_port
 
 from external_storage import Deadline, ProvisioningInBackground, Unchanged
 from iscsi_targetd_provisioner.rpc import REFUSED_PAUSE_S, Account, Rpc, RpcError, connect
@@ -129,9 +129,10 @@ def test_a_password_that_is_always_held_back_is_told(targetd: TargetdServer) -> 
     ("content", "words"),
     [
         (b"", "hung up without an answer"),
-        (b'{"error": {"code": -32700, "message": "parse error"}}', "no status line"),
+        (b'{"error": {"code": -32700, "mess', "no status line"),
         (b"HTTP/1.0 200 OK\r\nContent-type: application/json\r\n\r\n{", "cut off or no JSON-RPC"),
         (b"HTTP/1.0 200 OK\r\n\r\n[1]", "cut off or no JSON-RPC"),
+        (b'HTTP/1.0 200 OK\r\n\r\n{"result": null, "id": 7}', "is another request's"),
     ],
 )
 def test_half_an_answer_is_no_answer(content: bytes, words: str, changes: bool) -> None:
@@ -140,6 +141,29 @@ def test_half_an_answer_is_no_answer(content: bytes, words: str, changes: bool) 
     with pytest.raises(expected, match=words):
         rpc_to(port).call("vol_create", soon(), changes=changes)
     thread.join()
+
+
+def test_what_targetd_could_not_read_was_not_done() -> None:
+    """Its answer to that has no status line; a client of ours that sends it is no state of the
+    host."""
+    port, thread = answering(b'{"error": {"code": -32700, "message": "parse error"}, "id": 0}')
+    with pytest.raises(Unchanged, match="did not understand our request"):
+        rpc_to(port).call("vol_create", soon(), changes=True)
+    thread.join()
+
+
+def test_an_error_that_repeats_our_secrets_does_not_show_them(targetd: TargetdServer) -> None:
+    def fault(_method: str, _do: Callable[[], Any]) -> Any:
+        raise TargetdError(-1, "RTSLibError: a secret of alice, a secret of bob: too long")
+
+    params = {"initiator_wwn": "iqn.2026-01.a.b:c", "in_user": "alice", "out_user": "bob"}
+    secrets = {"in_pass": "a secret of alice", "out_pass": "a secret of bob"}
+    with (
+        targetd.faulty(fault),
+        pytest.raises(RpcError, match=r"\*\*\*, \*\*\*: too long") as caught,
+    ):
+        rpc_to(targetd.port).call("initiator_set_auth", soon(), changes=True, **params, **secrets)
+    assert "a secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize("status", [b"404 Not Found", b"501 Unsupported", b"413 Too large"])
@@ -167,6 +191,18 @@ def test_a_daemon_that_is_down_is_told() -> None:
 # -- the server of the tests is to targetd's letter, or they prove nothing
 
 
+CALL = b'{"jsonrpc": "2.0", "method": "pool_list", "id": %b}'
+
+
+@pytest.mark.parametrize(("number", "code"), [(b"null", -1), (b'"x"', -32600), (b"[]", -1)])
+def test_a_request_without_a_good_number_is_answered_as_by_targetd(
+    targetd: TargetdServer, number: bytes, code: int
+) -> None:
+    _, _, body = raw(targetd.port, posted(CALL % number)).partition(b"\r\n\r\n")
+    answer = json.loads(body)
+    assert (answer["error"]["code"], answer["id"]) == (code, 0)
+
+
 def raw(port: int, request: bytes) -> bytes:
     with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
         connection.sendall(request)
@@ -186,6 +222,7 @@ CASES: list[tuple[str, Callable[[], bytes], bytes]] = [
     ("parse error", lambda: posted(b"{"), b'{"error": {"code": -32700'),
     ("path", lambda: posted(b"{}", path="/x"), b"HTTP/1.0 404"),
     ("batch", lambda: posted(b"[]"), b"HTTP/1.0 200"),
+    ("no number", lambda: posted(CALL % b'"x"'), b"HTTP/1.0 200"),
     ("large", lambda: posted(b"x" * (MAX_BODY + 1)), b"HTTP/1.0 413"),
     ("nobody", lambda: b"POST /targetrpc HTTP/1.0\r\n\r\n", b"HTTP/1.0 400"),
     ("get", lambda: b"GET /targetrpc HTTP/1.0\r\n\r\n", b"HTTP/1.0 501"),

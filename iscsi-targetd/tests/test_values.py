@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from external_storage import Problems
-from iscsi_targetd_provisioner.__main__ import _without_ignored
+from iscsi_targetd_provisioner.__main__ import _translate_level, _without_ignored
 from iscsi_targetd_provisioner.chap import Chap, ChapError
 from iscsi_targetd_provisioner.host.source import helper_source
 from iscsi_targetd_provisioner.names import Portal, iqn_problem
 from iscsi_targetd_provisioner.servers import BadServers, LioConfig, read_servers
-from iscsi_targetd_provisioner.settings import IscsiTargetdParameters
+from iscsi_targetd_provisioner.settings import IscsiTargetdParameters, IscsiTargetdSettings
 
 
 @pytest.mark.parametrize(
@@ -114,6 +114,11 @@ def test_the_originals_file_of_credentials_is_read(tmp_path: Path) -> None:
 
 
 def test_credentials_do_not_show_in_their_repr() -> None:
+    settings = IscsiTargetdSettings.from_texts(
+        {"provisioner_name": "a", "targetd_password": "a long secret"}
+    )
+    assert settings.targetd_password == "a long secret"
+    assert "a long secret" not in repr(settings)
     assert "secret" not in repr(Chap("alice", "a long secret", "bob", "another secret"))
 
 
@@ -236,4 +241,13 @@ def test_the_helper_is_one_file_that_needs_only_the_hosts_python() -> None:
 def test_flags_of_the_original_without_effect_are_told(capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--resync-period", "15m", "--exponential-backoff-on-error", "--lease-period=15s", "-x"]
     assert _without_ignored(flags) == ["-x"]
+    assert _without_ignored(["--log-level", "warn", "--log-level=panic", "-x"]) == [
+        "--log-level",
+        "warning",
+        "--log-level=error",
+        "-x",
+    ]
+    environment = {"LOG_LEVEL": "Warn"}
+    _translate_level(environment)
+    assert environment == {"LOG_LEVEL": "warning"}
     assert "--lease-period has no effect" in capsys.readouterr().err

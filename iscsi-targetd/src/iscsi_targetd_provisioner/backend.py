@@ -64,8 +64,6 @@ class Export:
     initiators: frozenset[str]
     logged_in: frozenset[str] = frozenset()
     """Those of them that have a session; empty where the host does not tell."""
-    portals: frozenset[Portal] | None = None
-    """None where the host does not tell."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -84,7 +84,6 @@ class LioSsh(Backend):
                 target=Target(iqn=entry["iqn"], lun=entry["lun"]),
                 initiators=frozenset(entry["initiators"]),
                 logged_in=frozenset(entry["sessions"]),
-                portals=frozenset(Portal(host, port) for host, port in entry["portals"]),
             )
             for entry in self._ask("exports", {}, deadline)
             if entry["name"] in pools

@@ -7,6 +7,7 @@ have the disk rescanned and its file system grown, and to say so in the claim's 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,6 +35,9 @@ from iscsi_targetd_provisioner.names import iqn_problem
 from iscsi_targetd_provisioner.node_devices import Disk, NodeDevices, NodeError
 
 log = get_logger(__name__)
+
+_TOLD_AGAIN_S = 60.0
+"""How often it is looked whether the node still says what we wrote there."""
 
 
 class NodeAgentSettings(ProgramSettings):
@@ -72,6 +76,11 @@ class NodeAgent(Agent[NodeAgentSettings]):
         self._devices = NodeDevices(root=root, sys=root / "sys")
         self._claims = Informer(context.client, PersistentVolumeClaim, keep=waits_for_node)
         self._claims.add_handler(self._changed)
+        self._finished: set[str] = set()
+        """Volumes whose expansion has been ended, perhaps by another node that uses them too."""
+        self._told: tuple[str, float] = ("", 0.0)
+        """The initiator that the node says, and when we saw it there."""
+        self._clock = time.monotonic
         self._wake = threading.Event()
         self._stopping = False
         self._trouble: str | None = None
@@ -99,18 +108,22 @@ class NodeAgent(Agent[NodeAgentSettings]):
             notes={"node": lambda: self._trouble},
         )
 
-    def _changed(self, _change: Change[PersistentVolumeClaim]) -> None:
+    def _changed(self, change: Change[PersistentVolumeClaim]) -> None:
+        if change.old is not None and change.new is None:
+            self._finished.add(change.old.spec.volume_name)
         self._wake.set()
 
     def _run(self) -> None:
         while not self._stopping:
             self._wake.clear()
+            before, self._trouble = self._trouble, None
             try:
-                self._trouble = None
                 self.look()
             except (KubeError, NodeError) as error:
                 self._trouble = str(error)
-                log.warning("the node cannot be looked after", error=str(error))
+                # A node without open-iscsi has nothing new to say every few seconds.
+                if before != self._trouble:
+                    log.warning("the node cannot be looked after", error=str(error))
             except Exception:
                 log.exception("looking after the node failed")
             self._wake.wait(self.settings.interval)
@@ -127,6 +140,8 @@ class NodeAgent(Agent[NodeAgentSettings]):
                 self._trouble = f"claim {claim.key}: {error}"
                 log.warning("a volume cannot be grown", claim=claim.key, error=str(error))
                 self.context.events.warning(claim, "FileSystemResizeFailed", str(error))
+        while self._finished:
+            self._follow(self._finished.pop())
         self._tell_initiator()
 
     # -- the initiator
@@ -136,11 +151,15 @@ class NodeAgent(Agent[NodeAgentSettings]):
         problem = iqn_problem(name.lower())
         if problem is not None:
             raise NodeError(f"{self.settings.initiator_file}: {problem}")
+        told, seen = self._told
+        if told == name and self._clock() - seen < _TOLD_AGAIN_S:
+            return
         node = self.context.client.get(Node, self.settings.node_name)
         if node.metadata.annotations.get(ANNOTATION) != name:
             patch = {"metadata": {"uid": node.uid, "annotations": {ANNOTATION: name}}}
             self.context.client.patch(Node, node.name, patch)
             log.info("the node's initiator is told", node=node.name, initiator=name)
+        self._told = (name, self._clock())
 
     # -- expansion
 
@@ -149,21 +168,11 @@ class NodeAgent(Agent[NodeAgentSettings]):
         volume = self.context.client.find(PersistentVolume, claim.spec.volume_name)
         if volume is None or not _is_ours(volume, claim):
             return
-        source = volume.spec.iscsi
-        assert source is not None
         wanted = to_bytes(volume.spec.capacity.get("storage", "0"))
-        paths = self._devices.disks(source.iqn, source.lun)
-        if not paths:
+        disk = self._rescan(volume, wanted)
+        if disk is None:
             return
-        disks = [self._devices.rescan(path) for path in paths]
-        small = [disk for disk in disks if disk.size < wanted]
-        if small:
-            raise NodeError(
-                f"{small[0].name} has {from_bytes(small[0].size)} after a rescan, the volume "
-                f"{from_bytes(wanted)}"
-            )
-        disk: Disk = self._devices.multipath_of(disks[0]) or disks[0]
-        if volume.spec.volume_mode != "Block" and not self._devices.grow(disk):
+        if _has_file_system(volume) and not self._devices.grow(disk):
             # The kubelet mounts it in a moment.
             return
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -179,6 +188,40 @@ class NodeAgent(Agent[NodeAgentSettings]):
         text = f"Volume {volume.name} has {from_bytes(wanted)} on node {self.settings.node_name}"
         self.context.events.normal(claim, "FileSystemResizeSuccessful", text)
 
+    def _follow(self, volume_name: str) -> None:
+        """The first node that has the volume ends its expansion: the others have the disk too."""
+        volume = self.context.client.find(PersistentVolume, volume_name)
+        if volume is None or volume.spec.iscsi is None or not _is_known(volume):
+            return
+        disk = self._rescan(volume, 0)
+        if disk is not None and _has_file_system(volume):
+            self._devices.grow(disk)
+
+    def _rescan(self, volume: PersistentVolume, wanted: int) -> Disk | None:
+        """The disk as it is now; None if it is not here. ``NodeError``: it has not grown."""
+        source = volume.spec.iscsi
+        assert source is not None
+        disks = [self._devices.rescan(path) for path in self._devices.disks(source.iqn, source.lun)]
+        if not disks:
+            return None
+        multipath = self._devices.multipath_of(disks[0])
+        # The map too: multipathd answers before it has grown, and also when it will not.
+        small = [disk for disk in (*disks, multipath) if disk is not None and disk.size < wanted]
+        if small:
+            raise NodeError(
+                f"{small[0].name} has {from_bytes(small[0].size)} after a rescan, the volume "
+                f"{from_bytes(wanted)}"
+            )
+        return multipath or disks[0]
+
+
+def _has_file_system(volume: PersistentVolume) -> bool:
+    """One that somebody can grow: what no node may write to stays as it is on its larger disk."""
+    source = volume.spec.iscsi
+    read_only = source is not None and source.read_only
+    read_only = read_only or set(volume.spec.access_modes) == {"ReadOnlyMany"}
+    return volume.spec.volume_mode != "Block" and not read_only
+
 
 def waits_for_node(claim: PersistentVolumeClaim) -> bool:
     """Whether the volume has been grown, and its node has not yet done its part."""
@@ -191,6 +234,10 @@ def waits_for_node(claim: PersistentVolumeClaim) -> bool:
 
 
 def _is_ours(volume: PersistentVolume, claim: PersistentVolumeClaim) -> bool:
-    reference, notes = volume.spec.claim_ref, volume.metadata.annotations
-    ours = volume.spec.iscsi is not None and (ANN_SERVER in notes or OLD_NAME in notes)
-    return ours and reference is not None and reference.uid == claim.uid
+    reference = volume.spec.claim_ref
+    return _is_known(volume) and reference is not None and reference.uid == claim.uid
+
+
+def _is_known(volume: PersistentVolume) -> bool:
+    notes = volume.metadata.annotations
+    return volume.spec.iscsi is not None and (ANN_SERVER in notes or OLD_NAME in notes)

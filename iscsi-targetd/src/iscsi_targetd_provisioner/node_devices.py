@@ -78,7 +78,8 @@ class NodeDevices:
         for holder in holders:
             if (holder / "dm/uuid").read_text().startswith("mpath-"):
                 name = (holder / "dm/name").read_text().strip()
-                self._run(["multipathd", "resize", "map", name])
+                # It listens on a socket of the node's network: the pod has another.
+                self._run(["multipathd", "resize", "map", name], inside=("net", "mnt"))
                 return self._disk(holder.name)
         return None
 
@@ -117,8 +118,15 @@ class NodeDevices:
     def _on_node(self, path: Path) -> Path:
         return self.root / path.relative_to("/")
 
-    def _run(self, argv: Sequence[str]) -> None:
-        command = list(argv) if self.root == Path("/") else ["chroot", str(self.root), *argv]
+    def _run(self, argv: Sequence[str], *, inside: Sequence[str] = ()) -> None:
+        """Run a command of the node; in these name spaces of its, or only in its directory."""
+        command = list(argv)
+        if self.root != Path("/") and inside:
+            flags = {"net": "--net", "mnt": "--mount"}
+            enter = [f"{flags[kind]}={self.root}/proc/1/ns/{kind}" for kind in inside]
+            command = ["nsenter", *enter, "--", *argv]
+        elif self.root != Path("/"):
+            command = ["chroot", str(self.root), *argv]
         try:
             done = subprocess.run(
                 command, capture_output=True, text=True, timeout=_COMMAND_S, check=False

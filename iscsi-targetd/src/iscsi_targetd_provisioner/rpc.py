@@ -17,7 +17,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,6 +26,7 @@ from external_storage import Deadline, ProvisioningFailed, ProvisioningInBackgro
 from iscsi_targetd_provisioner.observing import Observer, observed, unobserved
 
 PATH = "/targetrpc"
+_SECRETS = ("in_pass", "out_pass")
 PORT = 18700
 MAX_BODY = 131072
 _MAX_ANSWER = 1 << 26
@@ -144,7 +145,8 @@ class Rpc:
             with observed(self.observe, method):
                 status, content = self._exchange(method, request, deadline, changes=changes)
                 if status != http.HTTPStatus.SERVICE_UNAVAILABLE:
-                    return self._result(method, status, content, header, changes=changes)
+                    self._check_status(method, status, header)
+                    return self._result(message, content, changes=changes)
             # Somebody behind our address has sent a wrong password: the answer to that is due.
             if deadline.remaining() <= TARPIT_S:
                 break
@@ -172,16 +174,17 @@ class Rpc:
         try:
             stream.settimeout(_seconds(deadline))
             stream.sendall(request)
-            return _parse(_read_all(stream, deadline))
+            answer = _read_all(stream, deadline)
+            if _is_unread(answer):
+                raise Unchanged(f"{self.host}: {method}: targetd did not understand our request")
+            return _parse(answer)
         except (OSError, http.client.HTTPException) as error:
             kind = ProvisioningInBackground if changes else Unchanged
             raise kind(f"{self.host}: {method}: {_words(error)}") from error
         finally:
             stream.close()
 
-    def _result(
-        self, method: str, status: int, content: bytes, header: str, *, changes: bool
-    ) -> Any:  # noqa: ANN401
+    def _check_status(self, method: str, status: int, header: str) -> None:
         if status == http.HTTPStatus.UNAUTHORIZED:
             with self._lock:
                 self._refused = (header, self.clock())
@@ -190,18 +193,43 @@ class Rpc:
             raise Unchanged(f"{self.host}: {method}: HTTP status {status}: is this a targetd?")
         with self._lock:
             self._refused = None
+
+    def _result(self, message: dict[str, Any], content: bytes, *, changes: bool) -> Any:  # noqa: ANN401
+        method = message["method"]
         try:
             answer = json.loads(content)
         except ValueError:
             answer = None
-        if not isinstance(answer, dict) or not ("result" in answer or "error" in answer):
+        good = isinstance(answer, dict) and ("result" in answer or "error" in answer)
+        if not good or answer.get("id") not in (message["id"], 0):
+            # 0 is what it says of a request that it could not read the number of.
             kind = ProvisioningInBackground if changes else Unchanged
-            raise kind(f"{self.host}: {method}: the answer is cut off or no JSON-RPC")
+            what = "is another request's" if good else "is cut off or no JSON-RPC"
+            raise kind(f"{self.host}: {method}: the answer {what}")
         if "error" in answer:
             error = answer["error"]
             text = f"{self.host}: {method}: {error.get('message')} ({error.get('code')})"
-            raise RpcError(int(error.get("code", -1)), text)
+            raise RpcError(int(error.get("code", -1)), _without_secrets(text, message["params"]))
         return answer["result"]
+
+
+def _without_secrets(text: str, params: Mapping[str, Any]) -> str:
+    """targetd puts into its errors what it likes, such as the arguments."""
+    for key in _SECRETS:
+        if params.get(key):
+            text = text.replace(str(params[key]), "***")
+    return text
+
+
+def _is_unread(answer: bytes) -> bool:
+    """What targetd cannot parse it answers without a status line, and does nothing."""
+    if not answer.startswith(b"{"):
+        return False
+    try:
+        content = json.loads(answer)
+    except ValueError:
+        return False
+    return isinstance(content, dict) and "error" in content
 
 
 def _seconds(deadline: Deadline) -> float:
@@ -239,7 +267,7 @@ def _parse(data: bytes) -> tuple[int, bytes]:
     if not data:
         raise http.client.HTTPException("it hung up without an answer")
     if not data.startswith(b"HTTP/"):
-        raise http.client.HTTPException("the answer has no status line: it did not understand us")
+        raise http.client.HTTPException("the answer has no status line")
     response = http.client.HTTPResponse(_Bytes(data))  # type: ignore[arg-type]
     response.begin()
     return response.status, response.read()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -37,7 +38,7 @@ class IscsiTargetdSettings(Settings):
     targetd_username: str = "admin"
     """User name of the targetd."""
 
-    targetd_password: str = ""
+    targetd_password: str = dataclasses.field(default="", repr=False)
     """Password of the targetd. Give it in the environment: everybody on the node can read flags."""
 
     targetd_ca_file: Path | None = None

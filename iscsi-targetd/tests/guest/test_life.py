@@ -73,7 +73,7 @@ class Bench:
     def another(self, name: str, log: Path) -> ProgramProcess:
         """The program under this provisioner name, not started."""
         argv = (sys.executable, "-m", "iscsi_targetd_provisioner")
-        flags = (f"--servers-file={self.servers}", "--reconcile-interval=2s")
+        flags = (f"--servers-file={self.servers}", "--reconcile-interval=2s", "--withdraw-after=2s")
         return ProgramProcess(
             Program(argv=(*argv, *flags), env={"POD_NAMESPACE": self.namespace}),
             name=name,
@@ -94,6 +94,7 @@ class Bench:
         return [("node.session.auth.authmethod", "CHAP"), (USER, "alice"), (SECRET, password)]
 
 
+SMALL = {"pool": "vg-iscsi", "fsType": "ext4"}
 CHAP_CLASS = {
     "pool": "vg-iscsi/thin",
     "chapAuthSession": "true",
@@ -195,8 +196,8 @@ def test_two_provisioners_with_claims_at_once_on_one_host_do_not_collide(
     other = Sandbox(api=bench.client, namespace=bench.namespace, provisioner=name, limit_s=LIMIT_S)
     second.start()
     try:
-        ours = bench.sandbox.storage_class(parameters={"pool": "vg-iscsi"})
-        theirs = other.storage_class("-second", parameters={"pool": "vg-iscsi"})
+        ours = bench.sandbox.storage_class(parameters=SMALL)
+        theirs = other.storage_class("-second", parameters=SMALL)
         names = [f"claim-{number}" for number in range(8)]
         bench.sandbox.claims_at_once(names[:4], ours)
         other.claims_at_once(names[4:], theirs)

@@ -26,7 +26,9 @@ from external_storage.persistent_volume import is_ours
 from external_storage.provisioner import Expanded
 
 STORAGE = "storage"
-NODE_MESSAGE = "The file system is grown when a pod with the claim is (re)started."
+NODE_MESSAGE = (
+    "The node has to grow the file system: while a pod uses the claim, or when the next one starts."
+)
 
 
 class Status(StrEnum):

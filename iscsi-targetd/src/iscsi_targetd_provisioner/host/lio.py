@@ -66,10 +66,6 @@ class Lio:
                         "lun": lun.lun,
                         "initiators": [acl.node_wwn for acl in acls],
                         "sessions": [acl.node_wwn for acl in acls if acl.session],
-                        "portals": [
-                            [portal.ip_address.strip("[]"), portal.port]
-                            for portal in tpg.network_portals
-                        ],
                     }
                     found.append(entry)
         return found
