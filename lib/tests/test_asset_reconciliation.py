@@ -167,3 +167,28 @@ def test_an_asset_that_could_not_be_published_is_not_discarded_under_its_next_us
     until(lambda: not provisioner.records.unfinished_claims(), "the record is published")
     assert provisioner.discarded == []
     assert provisioner.assets() == [volume.name]
+
+
+def test_a_volume_is_deleted_as_one_that_was_saved_also_if_that_was_not_written_down(
+    rig: Any, until: Until, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    provisioner = rig.start(declare={"keeps_records": True})
+    assert provisioner.records is not None
+    publish, tries = provisioner.records.publish, []
+
+    def full(name: str) -> None:
+        tries.append(name)
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(provisioner.records, "publish", full)
+    rig.claim("data", rig.storage_class())
+    volume = rig.bound("data")
+    states = []
+    provisioner.on_delete = lambda v: states.append(records(rig).get(v.name))
+    saved_with = len(tries)
+    rig.delete_claim("data")
+    until(lambda: len(tries) > saved_with, "a try to delete it")
+    monkeypatch.setattr(provisioner.records, "publish", publish)
+    until(lambda: provisioner.assets() == [], "it is deleted")
+    assert [record.state for record in states if record] == [AssetState.PUBLISHED]
+    assert volume.name in tries

@@ -159,9 +159,17 @@ def site_on(tmp_path: Path) -> Iterator[Callable[..., Site]]:
     """Makes a ``Site`` on a directory, with keys for its entry in the file of servers."""
     started: list[NfsClientProvisioner] = []
 
-    def make(share: Path, *, flags: dict[str, str] | None = None, **keys: Any) -> Site:
+    def make(
+        share: Path,
+        *,
+        flags: dict[str, str] | None = None,
+        others: dict[str, Any] | None = None,
+        **keys: Any,
+    ) -> Site:
         file = tmp_path / f"servers-{len(started)}.yaml"
-        file.write_text(yaml.safe_dump({"servers": {"one": entry_for(share, **keys)}}))
+        file.write_text(
+            yaml.safe_dump({"servers": {"one": entry_for(share, **keys), **(others or {})}})
+        )
         told, watching = Told(), list[VolumeHandler]()
         context = Context(
             name=builders.PROVISIONER,

@@ -67,6 +67,48 @@ def test_a_retained_directory_stays_as_it_is(site: Any) -> None:
     assert site.records() == []
 
 
+@pytest.mark.parametrize("policy", ["delete", "retain", "archive"])
+def test_a_volume_that_is_never_saved_leaves_nothing_and_can_be_made_again(
+    site: Any, policy: str
+) -> None:
+    """The API server refuses it: what was made for it is undone."""
+    request = site.request(pathPattern="ns/data", onDelete=policy)
+    for _ in range(2):
+        volume = site.provision(request, save=False)
+        site.provisioner.delete(volume)
+        assert (site.found(), site.records()) == ([], [])
+    directory = site.directory(site.provision(request, save=False))
+    (directory / "file").write_text("precious")
+    site.provisioner.delete(volume)
+    assert (site.found() == []) == (policy == "delete")
+
+
+def test_an_unsaved_volume_does_not_take_the_directory_of_one_of_nfs_subdir_along(
+    site: Any,
+) -> None:
+    (site.share / "same").mkdir()
+    site.appears(of_nfs_subdir("pvc-old", "/exports/share/same"))
+    shared = {"pathPattern": "same", "shared": "true", "adopt": "true"}
+    for policy in ("delete", "retain"):
+        volume = site.provision(site.request(onDelete=policy, **shared), save=False)
+        site.provisioner.delete(volume)
+        assert (site.found(), site.records()) == (["same"], [])
+
+
+def test_a_server_that_has_never_been_read_holds_up_no_clean_up_elsewhere(
+    site_on: Any, share: Path, share_entry: Any, tmp_path: Path
+) -> None:
+    site = site_on(share)
+    absent = tmp_path / "absent"
+    site.provision(site.request(pathPattern="ns/data"), save=False)
+    (record,) = site.provisioner.records.all()
+    two = site_on(
+        share, others={"away": {**share_entry(share), "path": "/away", "mountPoint": str(absent)}}
+    )
+    two.provisioner.discard(record)
+    assert (site.found(), site.records()) == ([], [])
+
+
 def test_n26_archives_of_one_name_are_all_kept_and_are_renamed_not_copied(site: Any) -> None:
     inodes = []
     for number, namespace in enumerate(("ns1", "ns2", "ns1")):

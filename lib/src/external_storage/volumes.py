@@ -214,6 +214,10 @@ class VolumeWork:
         volume = self._read_again(cached)
         if volume is None:
             return False
+        if self.provisioner.records is not None:
+            # It was saved once, also if that could not be written down then: its end is that of a
+            # volume, not that of a try.
+            self.provisioner.records.publish(volume.name)
         self.author.delete(volume)
         if volume.metadata.deletion_timestamp is None:
             try:

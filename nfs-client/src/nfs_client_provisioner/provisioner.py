@@ -182,7 +182,7 @@ class NfsClientProvisioner(Provisioner[NfsClientSettings, NfsClientParameters]):
 
     def discard(self, record: AssetRecord) -> None:
         for one in self._servers.all():
-            if one.directories.records.get(record.name) is not None:
+            if record.name in one.directories.records:
                 one.directories.discard(record)
         self._ledger.ended(record.name)
         self._groups.release(record.name)
@@ -265,7 +265,7 @@ class NfsClientProvisioner(Provisioner[NfsClientSettings, NfsClientParameters]):
             is_recorded = directories.records.get(name) is not None
             if company - set(directories.records.holders(place.path) if is_recorded else ()):
                 # Volumes of nfs-subdir have no records: the share cannot count them, but we can.
-                return directories.keep(name)
+                return directories.keep(name, in_use=True)
             if stored.on_delete is OnDelete.ARCHIVE:
                 keep_s = stored.archive_retention_s or self.settings.archive_retention
                 return directories.archive(name, path=place.path, keep_s=keep_s)

@@ -162,13 +162,21 @@ class ShareDirectories:
 
         return self._end(name, path, put_away)
 
-    def keep(self, name: str) -> Ended:
-        """Forget the volume, and leave its directory where it is."""
-        with self._alone():
-            with told(self.share, name):
-                self.records.own(name)
+    def keep(self, name: str, *, in_use: bool = False) -> Ended:
+        """Forget the volume, and leave its directory where it is.
+
+        One whose volume was never saved goes if it is empty, unless somebody else has it: by the
+        records, or ``in_use``.
+        """
+        ended = Ended(ending=Ending.KEPT)
+        with self._alone(), told(self.share, name):
+            record = self.records.own(name)
+            is_unsaved = record is not None and record.state is AssetState.PROVISIONING
+            path = record.details.get(PATH) if record is not None else None
+            if is_unsaved and isinstance(path, str) and not in_use:
+                ended = self._end_known(name, record, path, lambda _name, _parts: ended)
             self.records.forget(name)
-        return Ended(ending=Ending.KEPT)
+        return ended
 
     def discard(self, record: AssetRecord) -> None:
         """Undo what was begun for a record that was never published; see ``Provisioner.discard``.

@@ -67,7 +67,7 @@ def empty(site: Site, skipped: Collection[str], removals_per_s: float, turn_s: f
             if tree.remove_tree(where, stop=pace.over, failures=failures, counted=removed.append):
                 continue
             over = pace.over()
-            if failures and not (over and sum(removed)):
+            if failures and not (over and any(removed)):
                 # Also when the turn was too short to try all of it: the next one would begin with
                 # the same failures, and nothing behind it would ever have its turn.
                 failed[entry] = _told(failures)
