@@ -123,6 +123,11 @@ class Site:
         for handler in self.watching:
             handler(None, volume)
 
+    def vanishes(self, volume: PersistentVolume) -> None:
+        """The cluster has it no more."""
+        for handler in self.watching:
+            handler(volume, None)
+
     def look(self) -> None:
         """Have the share looked at now, instead of after half a minute."""
         for one in self.provisioner._servers.all():

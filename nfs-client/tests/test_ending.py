@@ -7,12 +7,14 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
 
 from external_storage import PersistentVolume, ProvisioningFailed
+from external_storage.testing import builders
+from nfs_client_provisioner.predecessor import policy_of_class
 from nfs_client_provisioner.stored import BASE, ON_DELETE, PATH
 
 
@@ -264,6 +266,35 @@ def test_a_volume_of_nfs_subdir_is_archived_when_its_class_is_gone(classless: An
     assert archive.startswith("archived-")
     assert (site.share / archive / "file").read_text() == "precious"
     assert site.told.reasons("pvc-old") == ["ArchivedByDefault"]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "policy"),
+    [
+        ({}, "archive"),
+        ({"onDelete": "delete"}, "delete"),
+        ({"onDelete": "retain", "archiveOnDelete": "false"}, "retain"),
+        ({"archiveOnDelete": "false"}, "delete"),
+        ({"archiveOnDelete": "F"}, "delete"),
+        ({"archiveOnDelete": "true"}, "archive"),
+        # None of these had an effect.
+        ({"onDelete": "Delete"}, "archive"),
+        ({"onDelete": "archive", "archiveOnDelete": "false"}, "archive"),
+        ({"ondelete": "delete"}, "archive"),
+        ({"archiveondelete": "false"}, "archive"),
+        ({"onDelete": "delete "}, "archive"),
+        ({"archiveOnDelete": "no"}, "archive"),  # an error there, for ever
+        ({"archiveOnDelete": ""}, "archive"),
+    ],
+)
+def test_the_class_of_an_old_volume_is_read_as_nfs_subdir_read_it(
+    parameters: dict[str, str], policy: str
+) -> None:
+    class Classes:
+        def find(self, *_: object) -> Any:
+            return builders.storage_class(parameters=parameters)
+
+    assert policy_of_class(cast(Any, Classes()), "any") == policy
 
 
 def test_two_volumes_of_nfs_subdir_with_one_directory_keep_it_until_the_last(

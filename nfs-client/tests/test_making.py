@@ -8,6 +8,7 @@ import stat
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +202,39 @@ def test_n20_pods_get_the_group_of_an_adopted_directory_whatever_the_class_says(
     request = site.request(pathPattern="old", adopt="true", gid="none")
     volume = site.provision(request, save=False)
     assert volume.metadata.annotations["pv.beta.kubernetes.io/gid"] == "2222"
+
+
+class Saved:
+    """The API server, asked for volumes."""
+
+    def __init__(self, *names: str) -> None:
+        self.names = set(names)
+
+    def find(self, _kind: object, name: str) -> str | None:
+        return name if name in self.names else None
+
+
+def test_n20_the_directory_of_a_volume_that_was_deleted_by_hand_can_be_adopted(
+    site: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Retained, as volumes of nfs-subdir were reused by a pattern without the volume's name."""
+    api = Saved("pvc-ns-a")
+    monkeypatch.setattr(site.provisioner, "context", replace(site.provisioner.context, client=api))
+    first = site.provision(site.request("a", pathPattern="data"))
+    (site.directory(first) / "file").write_text("precious")
+    site.vanishes(first)
+    # Somebody may be faster than the watch: the API server has the last word.
+    with pytest.raises(ProvisioningFailed, match=r"belongs to the volume pvc-ns-a$"):
+        site.provision(site.request("b", pathPattern="data", adopt="true"))
+    api.names.clear()
+    with pytest.raises(ProvisioningFailed, match=r'pvc-ns-a, whose .* is gone: .* adopt: "true"'):
+        site.provision(site.request("b", pathPattern="data"))
+    second = site.provision(site.request("b", pathPattern="data", adopt="true"))
+    assert site.directory(second) == site.directory(first)
+    assert (site.directory(second) / "file").read_text() == "precious"
+    assert site.records() == ["pvc-ns-b"]
+    site.provisioner.delete(second)
+    assert [name.startswith("archived-data") for name in site.found()] == [True]
 
 
 @pytest.mark.parametrize("pattern", ["link", "link/below"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -47,7 +47,7 @@ class Groups:
         self._allocator.release(name)
 
 
-def begun_gid(details: dict[str, Any]) -> int | None:
+def begun_gid(details: Mapping[str, Any]) -> int | None:
     """The group in the details of a record, which may be damaged."""
     gid = details.get(GID)
     return gid if isinstance(gid, int) and not isinstance(gid, bool) and gid > 0 else None

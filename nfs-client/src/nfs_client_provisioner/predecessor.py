@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from external_storage import Problems, StorageClass
+from external_storage import StorageClass
 from external_storage.kube.client import Client
-from nfs_client_provisioner.parameters import NfsClientParameters, OnDelete
+from nfs_client_provisioner.parameters import OnDelete
 
-_KEYS = frozenset({"ondelete", "archiveondelete"})
+# What Go's strconv.ParseBool reads as false.
+_FALSE = frozenset({"0", "f", "F", "false", "FALSE", "False"})
 
 
 def policy_of_class(client: Client, name: str) -> OnDelete | None:
-    """What a class says about deletion; None if it is gone, or cannot be understood.
+    """What a class says about deletion; None if it is gone.
 
-    Only the two parameters that say it are looked at: the class may have others of old.
+    Read as nfs-subdir did, by the exact spelling: with ``onDelete: Delete``, or a key in another
+    case, it archived, and what has been removed does not come back. What it did not understand, or
+    would have failed at, is archived in any case.
     """
     storage_class = client.find(StorageClass, name) if name else None
     if storage_class is None:
         return None
-    said = {k: v for k, v in storage_class.parameters.items() if k.lower() in _KEYS}
-    try:
-        return NfsClientParameters.from_class(said).policy
-    except Problems:
-        return None
+    said = storage_class.parameters
+    wanted = said.get("onDelete")
+    if wanted in (OnDelete.DELETE, OnDelete.RETAIN):
+        return OnDelete(wanted)
+    is_removed = not wanted and said.get("archiveOnDelete") in _FALSE
+    return OnDelete.DELETE if is_removed else OnDelete.ARCHIVE

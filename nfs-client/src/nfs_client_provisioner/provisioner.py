@@ -30,6 +30,7 @@ from external_storage.shares import (
     JoinedRecords,
     Made,
     Ownership,
+    PathTaken,
     ShareUnavailable,
     check_path,
     export_metrics,
@@ -50,6 +51,11 @@ log = get_logger(__name__)
 
 _FIRST_LOOK_S = 5.0
 _SECOND_ROUND_S = 1.0
+
+_WAY_OUT = (
+    ', whose PersistentVolume is gone: a class with adopt: "true" takes it over, the command '
+    '"orphans --forget" gives it free'
+)
 
 Request = ProvisionRequest[NfsClientParameters]
 
@@ -132,6 +138,10 @@ class NfsClientProvisioner(Provisioner[NfsClientSettings, NfsClientParameters]):
                     mounted, request.volume_name, capacity=request.capacity, claim=request.claim
                 )
                 made, gid = self._make(mounted, request, path=path, wanted=wanted)
+        except PathTaken as error:
+            if mounted.directories.records.gone(path, self._is_gone):
+                raise ProvisioningFailed(f"{error}{_WAY_OUT}") from error
+            raise
         except OSError as error:
             raise ProvisioningFailed(f"{mounted.directories.share}: {_reason(error)}") from error
         self._tell_about_size(request)
@@ -193,6 +203,11 @@ class NfsClientProvisioner(Provisioner[NfsClientSettings, NfsClientParameters]):
         self, mounted: Mounted, request: Request, *, path: str, wanted: Wanted
     ) -> tuple[Made, int | None]:
         """The directory, and the group that pods get."""
+        records = mounted.directories.records
+        if request.parameters.adopt:
+            for name in records.gone(path, self._is_gone):
+                log.info("a directory is taken over from a volume that is gone", volume=name)
+                mounted.directories.keep(name)
         with self._group(mounted, request, path=path, wanted=wanted) as gid:
             made = mounted.directories.make(
                 request.volume_name,
@@ -297,6 +312,10 @@ class NfsClientProvisioner(Provisioner[NfsClientSettings, NfsClientParameters]):
         )
 
     # -- inside
+
+    def _is_gone(self, volume_name: str) -> bool:
+        """By a live answer: the watch may not have come to it yet."""
+        return self.context.client.find(PersistentVolume, volume_name) is None
 
     def _place_of(self, volume: PersistentVolume) -> Place | None:
         found = self._servers.find(volume)

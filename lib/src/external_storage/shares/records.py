@@ -131,6 +131,17 @@ class ShareRecords(AssetRecords):
         with self._lock:
             return sorted(self._paths.at(check_path(path)))
 
+    def gone(self, path: str, is_gone: Callable[[str], bool]) -> list[str]:
+        """The volumes of ours at ``path`` that were saved once and of which ``is_gone``, told the
+        name, says that they are no more: somebody has deleted them by hand."""
+        found = []
+        for name in self.holders(path):
+            record = self.get(name)
+            is_saved = record is not None and record.state is AssetState.PUBLISHED
+            if record is not None and is_saved and self.is_own(record) and is_gone(name):
+                found.append(name)
+        return found
+
     def conflict(self, name: str, path: str, *, shared: bool = False) -> str | None:
         """Why the volume ``name`` cannot have the directory ``path``, or None."""
         with self._lock:

@@ -1,0 +1,129 @@
+"""What is on the shares beside what volumes there are: orphans and what is missing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Final, Self
+
+from external_storage import (
+    AssetRecord,
+    AssetState,
+    PersistentVolume,
+    ProvisionerError,
+    ProvisioningFailed,
+)
+from external_storage.kube.client import Client
+from external_storage.owner import OwnerFinder
+from external_storage.persistent_volume import is_ours
+from nfs_client_provisioner.ledger import Place
+from nfs_client_provisioner.settings import NfsClientSettings
+from nfs_client_provisioner.shares import Mounted, Servers
+
+_LOOK_S: Final = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Item:
+    """A volume's directory."""
+
+    place: Place
+    volume: str
+    claim: str = ""
+    is_there: bool
+
+
+class Inventory:
+    """Use it in a ``with``: the shares are looked at by processes of its own.
+
+    All methods raise what ``ShareDirectories`` and ``Client`` raise: half a list would look like a
+    whole one.
+    """
+
+    def __init__(self, settings: NfsClientSettings, client: Client) -> None:
+        self._names = settings.names
+        self._client = client
+        owner = OwnerFinder(client, settings.names)
+        self._servers = Servers(
+            [
+                Mounted.of(server, owner=owner, call_limit_s=settings.call_timeout)
+                for server in settings.read_servers()
+            ]
+        )
+
+    def __enter__(self) -> Self:
+        for one in self._servers.all():
+            one.directories.share.start()
+        for one in self._servers.all():
+            one.directories.share.wait_looked_at(_LOOK_S)
+            if (problem := one.directories.problem()) is not None:
+                self._stop()
+                raise ProvisioningFailed(problem)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stop()
+
+    def orphans(self) -> list[Item]:
+        """What was a volume of this provisioner, and has no PersistentVolume any more."""
+        # In this order: a record is published when its volume has been saved.
+        records = [
+            (one, record)
+            for one in self._servers.all()
+            for record in one.directories.records.all()
+            if record.state is AssetState.PUBLISHED
+        ]
+        volumes = {volume.name for volume in self._client.list_all(PersistentVolume)}
+        return [_item(one, record) for one, record in records if record.name not in volumes]
+
+    def forget(self, item: Item) -> str:
+        """Forget an orphan; its directory stays. What was done, in words for people."""
+        mounted = self._servers.pick(item.place.server)
+        if self._client.find(PersistentVolume, item.volume) is not None:
+            return "not forgotten: its PersistentVolume is there again"
+        try:
+            mounted.directories.keep(item.volume)
+        except (ProvisionerError, OSError) as error:
+            return f"not forgotten: {error}"
+        return f"forgotten; {item.place.path} stays as it is, and is yours"
+
+    def missing(self) -> list[Item]:
+        """Volumes of this provisioner whose directory is not there, on the servers we know."""
+        found = []
+        for volume in self._client.list_all(PersistentVolume):
+            known = self._servers.find(volume) if is_ours(volume, frozenset(self._names)) else None
+            if known is None:
+                continue
+            mounted, place = known
+            if not _is_there(mounted, place.path):
+                reference = volume.spec.claim_ref
+                claim = f"{reference.namespace}/{reference.name}" if reference else ""
+                item = Item(place=place, volume=volume.name, claim=claim, is_there=False)
+                found.append(item)
+        return found
+
+    def _stop(self) -> None:
+        for one in self._servers.all():
+            one.directories.share.stop()
+
+
+def _item(mounted: Mounted, record: AssetRecord) -> Item:
+    path = str(record.details.get("path", ""))
+    return Item(
+        place=Place(server=mounted.server.name, path=path),
+        volume=record.name,
+        claim=record.claim,
+        is_there=_is_there(mounted, path),
+    )
+
+
+def _is_there(mounted: Mounted, path: str) -> bool:
+    try:
+        return mounted.directories.exists(path)
+    except ValueError:  # a path that no volume of ours can have
+        return False
