@@ -38,6 +38,17 @@ def test_many_wait_until_no_more_come(brake: Brake, clock: Clock) -> None:
     assert not brake.reason()
 
 
+def test_what_has_been_cleaned_at_once_counts_too(brake: Brake, clock: Clock) -> None:
+    """Fifty releases in fifty seconds, each wiped within a second: the third one waits."""
+    for number in range(2):
+        brake.note([str(number)])
+        assert not brake.reason()
+        brake.note([])
+        clock.advance(1)
+    brake.note(["2"])
+    assert brake.reason()
+
+
 def test_approving_one_lets_no_other_go(brake: Brake) -> None:
     brake.note("abc")
     brake.note("ab")

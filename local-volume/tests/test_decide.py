@@ -42,25 +42,30 @@ def volume(phase: str, *, claimed: bool | None = None, policy: str = "Delete") -
         spec=VolumeSpec(
             capacity={"storage": "1Gi"},
             local=LocalVolumeSource(path="/d/a"),
-            claim_ref=ObjectReference(name="claim") if claimed else None,
+            claim_ref=ObjectReference(name="claim", uid="c1") if claimed else None,
             persistent_volume_reclaim_policy=policy,
         ),
         status=VolumeStatus(phase=phase),
     )
 
 
-def record(use: Use, found: Identity = SURE, uid: str = "u1") -> Record:
-    return Record(path="/d/a", saved_class=SavedClass.of(CLASS), use=use, identity=found, uid=uid)
+def record(use: Use, found: Identity = SURE, uid: str = "u1", **fields: Any) -> Record:
+    fields = {"claim": "c1", "policy": "Delete", "cluster": "k1", **fields}
+    return Record(
+        path="/d/a", saved_class=SavedClass.of(CLASS), use=use, identity=found, uid=uid, **fields
+    )
 
 
 def view(**fields: Any) -> View:
-    return View(**{"path": "/d/a", "candidate": DISK, "config": CLASS, **fields})
+    return View(**{"path": "/d/a", "candidate": DISK, "config": CLASS, "cluster": "k1", **fields})
 
 
 RELEASED = {"volume": volume("Released"), "record": record(Use.USED)}
 RETAINED = volume("Released", policy="Retain")
 CLAIMED = volume("Available", claimed=True)
 LOST = {"record": record(Use.USED)}
+FREE = {"volume": volume("Available"), "record": record(Use.OFFERED)}
+OTHER_DISK = replace(DISK, identity=OTHER)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +90,23 @@ LOST = {"record": record(Use.USED)}
         ({**RELEASED, "record": record(Use.CLEAN)}, Action.REMOVE, State.CLEANED),
         # Cleaned for the volume before this one: that says nothing about this one.
         ({**RELEASED, "record": record(Use.CLEAN, uid="u0")}, Action.CLEAN, State.CLEANING),
+        # Cleaned for the claim before this one: the volume was taken back into service since.
+        ({**RELEASED, "record": record(Use.CLEAN, claim="c0")}, Action.CLEAN, State.CLEANING),
         ({"record": record(Use.CLEAN)}, Action.OFFER, State.OFFERING),
+        # The asset was to be kept, or nobody knows; and it may live on in another cluster.
+        ({"record": record(Use.USED, policy="Retain")}, Action.NOTHING, State.NEEDS_APPROVAL),
+        ({"record": record(Use.CLEANING, policy="")}, Action.NOTHING, State.NEEDS_APPROVAL),
+        ({"record": record(Use.USED, cluster="k0")}, Action.NOTHING, State.NEEDS_APPROVAL),
+        ({"record": record(Use.CLEAN, cluster="k0")}, Action.NOTHING, State.NEEDS_ATTENTION),
+        ({**LOST, "cluster": ""}, Action.NOTHING, State.NEEDS_APPROVAL),
+        ({**LOST, "cluster": "", "approved": True}, Action.CLEAN, State.CLEANING),
+        ({**LOST, "doubt": "there", "approved": True}, Action.NOTHING, State.NEEDS_ATTENTION),
+        # A volume that leads to nothing, or to another disk, is given to nobody.
+        ({**FREE, "candidate": None}, Action.WITHDRAW, State.MISSING),
+        ({**FREE, "duplicate": "of b"}, Action.WITHDRAW, State.DUPLICATE),
+        ({**FREE, "candidate": OTHER_DISK}, Action.WITHDRAW, State.IDENTITY_MISMATCH),
+        ({"volume": CLAIMED, "candidate": None}, Action.NOTHING, State.MISSING),
+        ({"volume": volume("Bound"), "candidate": None}, Action.NOTHING, State.MISSING),
         ({"record": record(Use.OFFERING)}, Action.OFFER, State.OFFERING),
         # L13, and the case where nobody saw whether it was used.
         ({"record": record(Use.OFFERED)}, Action.NOTHING, State.NEEDS_ATTENTION),
@@ -141,9 +162,14 @@ def test_a_free_volume_grows_and_a_bound_one_is_reported() -> None:
     assert decide(view(candidate=smaller, volume=volume("Available"))).action is Action.NOTHING
 
 
+ODD = {"claim": "c0", "policy": "Retain", "cluster": "k0"}
 CANDIDATES = [None, DISK, replace(DISK, identity=OTHER), replace(DISK, identity=BARE)]
-VOLUMES = [None, *map(volume, ("Available", "Bound", "Released", "Failed", "Pending"))]
-RECORDS = [None, *starmap(record, product(Use, (SURE, BARE), ("u0", "u1")))]
+VOLUMES = [None, RETAINED, *map(volume, ("Available", "Bound", "Released", "Failed", "Pending"))]
+RECORDS = [
+    None,
+    *starmap(record, product(Use, (SURE, BARE), ("u0", "u1"))),
+    *(record(use, **{k: v}) for use in Use for k, v in ODD.items()),
+]
 CONFIGS = [
     None,
     CLASS,
@@ -154,6 +180,7 @@ SWITCHES = {
     "duplicate": ("", "of b"),
     "failures": (0, MOST_FAILURES),
     "brake": ("", "many"),
+    "doubt": ("", "its volume is still there"),
     **dict.fromkeys(("approved", "retiring", "dry_run", "is_empty"), (False, True)),
 }
 
@@ -162,7 +189,9 @@ def mixtures() -> Iterator[View]:
     """Every mixture of what the decision looks at."""
     for switches in product(*SWITCHES.values()):
         fields = dict(zip(SWITCHES, switches, strict=True))
-        for found, held, known, config in product(CANDIDATES, VOLUMES, RECORDS, CONFIGS):
+        # These two are not looked at while there is a volume.
+        volumes = [None] if fields["doubt"] or fields["is_empty"] else VOLUMES
+        for found, held, known, config in product(CANDIDATES, volumes, RECORDS, CONFIGS):
             yield view(candidate=found, volume=held, record=known, config=config, **fields)
 
 
@@ -171,6 +200,18 @@ def is_another_disk(one: View) -> bool:
     known = one.recorded.hardware if one.recorded else {}
     found = one.candidate.identity.hardware if one.candidate else {}
     return bool(known and found and known != found)
+
+
+def is_retained(one: View) -> bool:
+    """Whether its reclaim policy says that nobody wipes it; of a volume in service that holds
+    whoever asks, after its deletion a person may decide."""
+    if one.volume:
+        return one.volume.spec.persistent_volume_reclaim_policy != "Delete"
+    return not one.approved and one.record is not None and one.record.policy != "Delete"
+
+
+def is_foreign(one: View) -> bool:
+    return not one.volume and one.record is not None and one.record.cluster != one.cluster
 
 
 def forbids_cleaning(one: View) -> dict[str, object]:
@@ -183,7 +224,14 @@ def forbids_cleaning(one: View) -> dict[str, object]:
         "a second name of a device": one.duplicate,
         "a dry run": one.dry_run,
         "the volume may be in use": phase not in ("", "Released"),
-        "clean already": not phase and not (one.record and one.record.use is not Use.CLEAN),
+        "clean already": one.record
+        and one.record.use is Use.CLEAN
+        and one.record.cluster == one.cluster
+        and (not one.volume or (one.record.uid, one.record.claim) == ("u1", "c1")),
+        "nothing is known of it": not one.volume and not one.record,
+        "the volume lives on elsewhere": not one.volume and one.doubt,
+        "it is to be retained": is_retained(one),
+        "its volume may be in another cluster": is_foreign(one) and not one.approved,
         "the class says never": one.config and one.config.clean_policy is CleanPolicy.NEVER,
     }
 
@@ -199,5 +247,17 @@ def test_no_mixture_of_facts_cleans_what_must_not_be_and_none_offers_what_is_dir
         if action is Action.OFFER and one.record is not None:
             assert not one.record.dirty, one
             assert one.record.use is not Use.OFFERED or one.is_empty, one
+            assert not one.doubt, one
+            is_new = one.record.use is Use.OFFERING or is_another_disk(one)
+            assert is_new or one.is_empty or not is_foreign(one), one
+        if action is Action.REMOVE:
+            assert one.volume is not None
+            assert one.record is not None
+            assert (one.record.use, one.record.uid, one.record.claim) == (Use.CLEAN, "u1", "c1")
+            assert one.volume.status.phase == "Released"
+        if action is Action.WITHDRAW:
+            assert one.volume is not None
+            assert one.volume.spec.claim_ref is None
+            assert one.volume.status.phase in ("Available", "Pending")
     assert done[Action.CLEAN]
     assert done[Action.OFFER]

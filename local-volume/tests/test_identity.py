@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from local_volume_provisioner import identity
+from local_volume_provisioner import devices, identity
 from local_volume_provisioner.identity import Identity, Verdict, compare
 
 DISK = Identity(
@@ -23,6 +23,7 @@ PART = msgspec.structs.replace(BARE, part="1@1048576", partition_uuid="aa-01", d
 MOUNT = Identity(
     kind="mount", boot_id="boot-1", device="8:16", file_system="u-1", fs_type="ext4", root="/"
 )
+ON_DISK = msgspec.structs.replace(MOUNT, hardware={"wwn": "naa.5000"})
 TMPFS = msgspec.structs.replace(
     MOUNT, file_system="", fs_type="tmpfs", device="0:50", source="none"
 )
@@ -61,7 +62,13 @@ def changed(one: Identity, **fields: object) -> Identity:
         # Mounts: by the file system's UUID, wherever the disk is now.
         (MOUNT, changed(MOUNT, device="8:99", boot_id="boot-2"), Verdict.SAME),
         (MOUNT, changed(MOUNT, file_system="u-2"), Verdict.DIFFERENT),
-        (MOUNT, changed(MOUNT, file_system=""), Verdict.DIFFERENT),
+        # Its UUID can be read only sometimes: the disk may tell.
+        (MOUNT, changed(MOUNT, file_system=""), Verdict.UNKNOWN),
+        (changed(MOUNT, file_system=""), MOUNT, Verdict.UNKNOWN),
+        (ON_DISK, changed(ON_DISK, file_system="", boot_id="boot-2"), Verdict.SAME),
+        # A copy of it on another disk.
+        (ON_DISK, changed(ON_DISK, hardware={"wwn": "naa.6000"}), Verdict.UNKNOWN),
+        (ON_DISK, changed(ON_DISK, part="2@0"), Verdict.UNKNOWN),
         (MOUNT, changed(MOUNT, root="/other"), Verdict.DIFFERENT),
         (MOUNT, changed(MOUNT, fs_type="xfs"), Verdict.DIFFERENT),
         (TMPFS, TMPFS, Verdict.SAME),
@@ -103,9 +110,57 @@ def test_what_has_not_changed_is_never_another_disk(one: Identity) -> None:
 def test_different_hardware_is_never_the_same(one: Identity, other: Identity) -> None:
     common = one.hardware.keys() & other.hardware.keys()
     if any(one.hardware[key] != other.hardware[key] for key in common):
-        # But for a mount whose file system says that it is the one.
+        # But for a mount whose file system may have been copied, or moved.
         by_uuid = one.kind == "mount" and one.file_system and compare(one, other).verdict
-        assert compare(one, other).verdict is Verdict.DIFFERENT or by_uuid is Verdict.SAME
+        assert compare(one, other).verdict is Verdict.DIFFERENT or by_uuid is Verdict.UNKNOWN
+
+
+@pytest.mark.parametrize(
+    ("recorded", "current", "same"),
+    [
+        (DISK, changed(DISK, device="8:32", boot_id="boot-2"), True),
+        (DISK, changed(BARE, device="8:32"), False),
+        # Without ids: by the number, in this boot only.
+        (BARE, BARE, True),
+        (BARE, changed(BARE, device="8:32", boot_id="boot-2"), False),
+        (MOUNT, changed(MOUNT, device="8:99", boot_id="boot-2"), True),
+        (MOUNT, changed(MOUNT, root="/other"), False),
+        (TMPFS, changed(TMPFS, boot_id="boot-2"), False),
+        # A file system, and the device it is on.
+        (ON_DISK, DISK, True),
+        (MOUNT, changed(BARE, disk_sequence=""), True),
+        (MOUNT, changed(BARE, device="8:32"), False),
+    ],
+)
+def test_the_same_disk_under_another_name(
+    recorded: Identity, current: Identity, same: bool
+) -> None:
+    assert identity.is_same_disk(recorded, current) is same
+    assert not same or identity.marks(recorded) & identity.marks(current)
+
+
+def test_what_is_written_down_follows_the_boot_and_keeps_what_cannot_be_read() -> None:
+    now = changed(BARE, boot_id="boot-2", size=1 << 31)
+    found = identity.refreshed(DISK, now)
+    assert found == changed(now, hardware=DISK.hardware)
+
+
+@pytest.mark.parametrize(
+    ("text", "is_id"),
+    [
+        ("naa.5000c500a1b2c3d4", True),
+        ("WD-WCC4N1234567", True),
+        ("local-volume-1", True),
+        ("", False),
+        ("0000000000000000", False),
+        ("QM00001", False),
+        ("0QEMU    QEMU HARDDISK   drive-scsi0", False),
+        ("0123456789ABCDEF", False),
+        ("None", False),
+    ],
+)
+def test_what_every_disk_says_is_no_id(text: str, is_id: bool) -> None:
+    assert devices.is_id(text) is is_id
 
 
 @given(ids)

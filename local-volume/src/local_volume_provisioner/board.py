@@ -12,7 +12,7 @@ from external_storage import EventRecorder, PersistentVolume, get_logger
 from external_storage.kube.types import KubeObject
 from local_volume_provisioner.cleaning.machine import Progress
 from local_volume_provisioner.decide import Decision, View
-from local_volume_provisioner.identity import compare
+from local_volume_provisioner.identity import compare, digest
 from local_volume_provisioner.scan import Kind
 from local_volume_provisioner.states import WARNINGS, State
 
@@ -27,6 +27,10 @@ class Entry(msgspec.Struct, rename="camel", frozen=True):
     state: State
     reason: str = ""
     volume: str = ""
+    uid: str = ""
+    """Of the volume."""
+    disk: str = ""
+    """What an approval is for, with the UID: tells this disk, as it is now, from all others."""
     phase: str = ""
     claim: str = ""
     kind: str = ""
@@ -81,7 +85,8 @@ class Board:
                 "entry is", path=entry.path, state=entry.state.value, reason=entry.reason
             ) if entry.state is not State.IGNORED else None
             target = about(entry)
-            if entry.state in WARNINGS and target is not None:
+            is_bad = entry.state in WARNINGS or (entry.state is State.OFFERING and entry.reason)
+            if is_bad and target is not None:
                 self._events.warning(target, entry.state.value, f"{entry.path}: {entry.reason}")
         self._told = {entry.path: (entry.state, entry.reason) for entry in fresh.values()}
         with self._lock:
@@ -140,6 +145,8 @@ def entry_of(view: View, decision: Decision) -> Entry:
         state=decision.state,
         reason=decision.reason,
         volume=volume.name if volume is not None else "",
+        uid=volume.uid if volume is not None else "",
+        disk=digest(candidate.identity) if candidate is not None else "",
         phase=volume.status.phase if volume is not None else "",
         claim=_claim(volume),
         kind=candidate.kind if candidate is not None else "",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
 
 
@@ -16,17 +17,21 @@ class Brake:
         self._limit = limit
         self._pause_s = pause_s
         self._clock = clock
-        self._since: dict[str, float] = {}
+        self._waiting: frozenset[str] = frozenset()
+        self._releases: deque[float] = deque()
+        """When, of all within the pause, whatever has become of them since."""
         self._until = 0.0
 
     def note(self, waiting: Iterable[str]) -> None:
-        """All paths that wait to be cleaned now; those that do no more are forgotten."""
+        """All paths that wait to be cleaned now."""
         now = self._clock()
-        self._since = {path: self._since.get(path, now) for path in waiting}
-        recent = [since for since in self._since.values() if since > now - self._pause_s]
-        if self._limit and len(recent) > self._limit:
+        known, self._waiting = self._waiting, frozenset(waiting)
+        self._releases.extend(now for _ in self._waiting - known)
+        while self._releases and self._releases[0] <= now - self._pause_s:
+            self._releases.popleft()
+        if self._limit and len(self._releases) > self._limit:
             # Kept: approving one of them must not let all the others go.
-            self._until = max(recent) + self._pause_s
+            self._until = self._releases[-1] + self._pause_s
 
     def left_s(self) -> float:
         """How long it holds from now; 0 when it does not."""

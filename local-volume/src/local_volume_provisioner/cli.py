@@ -160,7 +160,7 @@ def _ask(endpoint: str, state_dir: Path, wish: Wish, target: str) -> Entry:
     try:
         requests = Requests(state_dir)
         requests.prepare()
-        requests.add(Request(wish, entry.path))
+        requests.add(Request(wish, entry.path, uid=entry.uid, disk=entry.disk))
     except OSError as error:
         raise click.ClickException(f"{state_dir}: {error.strerror}") from error
     click.echo(f"{wish} {entry.path}: asked for (it is {entry.state})")

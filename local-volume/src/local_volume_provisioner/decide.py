@@ -8,6 +8,7 @@ from functools import lru_cache
 
 from external_storage import PersistentVolume
 from external_storage.kube import quantity
+from local_volume_provisioner import records
 from local_volume_provisioner.config import ClassConfig, CleanPolicy, RequiredIdentity
 from local_volume_provisioner.identity import Comparison, Identity, Verdict, compare
 from local_volume_provisioner.ledger import Record, Use
@@ -28,7 +29,7 @@ class Action(StrEnum):
     REMOVE = "remove"
     """Delete the volume of what has been cleaned."""
     WITHDRAW = "withdraw"
-    """Delete an Available volume, because its disk is retired."""
+    """Delete a free volume: its disk is retired, or is not what or where it was."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +41,10 @@ class View:
     absent: str = "it is not there"
     """Why there is no candidate."""
     duplicate: str = ""
+    doubt: str = ""
+    """Why it must not be taken for granted that its volume is gone."""
+    cluster: str = ""
+    """Ours; empty if that cannot be read."""
     volume: PersistentVolume | None = None
     volume_identity: Identity | None = None
     """From the volume's annotation."""
@@ -91,12 +96,12 @@ def _with_volume(view: View, volume: PersistentVolume) -> Decision:
         # Also when the disk has been pulled since: nothing of the user is on it.
         return Decision(Action.REMOVE, State.CLEANED)
     if view.duplicate:
-        return _nothing(State.DUPLICATE, view.duplicate)
+        return _unusable(volume, State.DUPLICATE, view.duplicate)
     if view.candidate is None:
-        return _nothing(State.MISSING, view.absent)
+        return _unusable(volume, State.MISSING, view.absent)
     found = _compared(view)
     if found.verdict is Verdict.DIFFERENT:
-        return _nothing(State.IDENTITY_MISMATCH, found.why)
+        return _unusable(volume, State.IDENTITY_MISMATCH, found.why)
     if volume.metadata.deletion_timestamp is not None:
         return _nothing(State.RELEASED, "its volume is being deleted by somebody else")
     if phase == "Released":
@@ -107,6 +112,14 @@ def _with_volume(view: View, volume: PersistentVolume) -> Decision:
     if phase == "Failed":
         return _nothing(State.NEEDS_ATTENTION, f"its phase is Failed: {volume.status.message}")
     return _in_service(view, volume, view.candidate)
+
+
+def _unusable(volume: PersistentVolume, state: State, reason: str) -> Decision:
+    """Nobody shall be given a volume that leads to nothing, or to somebody else's disk."""
+    is_leaving = volume.metadata.deletion_timestamp is not None
+    if volume.status.phase == "Available" and volume.spec.claim_ref is None and not is_leaving:
+        return Decision(Action.WITHDRAW, state, reason)
+    return _nothing(state, reason)
 
 
 def _in_service(view: View, volume: PersistentVolume, candidate: Candidate) -> Decision:
@@ -130,6 +143,8 @@ def _without_volume(view: View) -> Decision:
     record = view.record
     if record is not None and record.use is Use.RETIRED:
         return _nothing(State.RETIRED)
+    if view.doubt:
+        return _nothing(State.NEEDS_ATTENTION, view.doubt)
     if view.duplicate:
         return _nothing(State.DUPLICATE, view.duplicate)
     if view.candidate is None:
@@ -145,11 +160,33 @@ def _without_volume(view: View) -> Decision:
         return _nothing(State.IDENTITY_MISMATCH, text)
     if view.retiring and not record.dirty:
         return _nothing(State.RETIRED)
-    if record.use is Use.CLEAN:
+    if record.use is Use.CLEAN and not _foreign(view, record):
         return _offer(view, view.candidate)
-    if record.use is Use.OFFERED:
+    if not record.dirty:
         return _after_a_lost_volume(view, view.candidate, found)
+    if not view.approved and (why := _foreign(view, record) or _wanted_kept(record)):
+        return _nothing(State.NEEDS_APPROVAL, f"{why}: local-volume clean wipes it")
     return _gate(view, found, State.DIRTY)
+
+
+def _foreign(view: View, record: Record) -> str:
+    """Whether its volume may live on in a cluster that we do not see."""
+    if record.cluster == view.cluster != "":
+        return ""
+    if not view.cluster:
+        return "it cannot be read which cluster this is"
+    return (
+        "its volume was in another cluster" if record.cluster else "nobody knows of which cluster"
+    )
+
+
+def _wanted_kept(record: Record) -> str:
+    """To delete the volume is how people keep what is on a disk that is to be retained."""
+    if record.policy == "Delete":
+        return ""
+    if not record.policy:
+        return "its volume is gone, and nobody knows what its reclaim policy was"
+    return f"its volume is gone, and its reclaim policy was {record.policy}"
 
 
 def _offer(view: View, candidate: Candidate) -> Decision:
@@ -167,7 +204,7 @@ def _after_a_lost_volume(view: View, candidate: Candidate, found: Comparison) ->
     if view.approved:
         return _gate(view, found, State.DIRTY)
     text = (
-        "its volume has been deleted, and nobody knows whether it had been used: "
+        "it has no volume any more, and nobody knows whether it has been used: "
         "local-volume clean wipes it, local-volume offer offers it as it is"
     )
     return _nothing(State.NEEDS_ATTENTION, text)
@@ -177,7 +214,8 @@ def _gate(view: View, found: Comparison, kept: State) -> Decision:
     """Whether it may be cleaned now."""
     config = view.config or (view.record.saved_class.config() if view.record is not None else None)
     if config is None:
-        return _nothing(kept, "its class is not in the configuration and was never seen in it")
+        text = "its class is not in the configuration and was never seen in it"
+        return _nothing(State.NEEDS_ATTENTION, text)
     if config.clean_policy is CleanPolicy.NEVER:
         return _nothing(kept, "its class has cleanPolicy never")
     sure = found.verdict is Verdict.SAME or (
@@ -206,4 +244,4 @@ def _compared(view: View) -> Comparison:
 
 def _is_cleaned(view: View, volume: PersistentVolume) -> bool:
     record = view.record
-    return record is not None and record.use is Use.CLEAN and record.uid == volume.uid
+    return record is not None and record.use is Use.CLEAN and records.is_release(record, volume)

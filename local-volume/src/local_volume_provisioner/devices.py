@@ -18,6 +18,11 @@ _SECTOR = 512
 _MAX_DEPTH = 16
 _LOOP_GET_STATUS64 = 0x4C05
 _LOOP_INFO = struct.Struct("<QQQQQIIII64s64s32s2Q")
+_NO_ID = re.compile(
+    # What names the slot, or every disk of a maker: QEMU's defaults, and USB bridges without one.
+    r"QM0000\d|drive-(scsi|ide|sata|virtio|usb)|0123456789|^(none|unknown|default|n/?a)$",
+    re.IGNORECASE,
+)
 # The kernel's own ids of a disk, by the attribute of sysfs that has them.
 _HARDWARE = {
     "wwn": ("wwid", "device/wwid"),
@@ -93,6 +98,13 @@ def family(device: Device) -> set[int]:
     return found
 
 
+def above(device: Device) -> set[int]:
+    """Its own number, and those of all devices that lie on it: partitions, LVM, md, crypt."""
+    found = {device.number}
+    _gather(device, found, _descendants, 0)
+    return found
+
+
 def _gather(device: Device, found: set[int], step: object, depth: int) -> None:
     if depth > _MAX_DEPTH:
         return
@@ -127,15 +139,18 @@ def swaps() -> set[int]:
 def loops_over(numbers: set[int]) -> list[str]:
     """Names of loop devices whose backing file is one of these devices: a pod's raw volume.
 
-    The kernel is asked for the number: the path it shows is one of another mount namespace.
+    The kernel is asked for the number: the path it shows is one of another mount namespace. OSError
+    when one cannot be asked.
     """
     found = []
     for loop in sorted(Path("/sys/block").glob("loop*/loop")):
         name = loop.parent.name
         try:
             descriptor = os.open(f"/dev/{name}", os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            continue
+        except FileNotFoundError:
+            if not loop.exists():
+                continue  # it has been taken off meanwhile
+            raise
         try:
             answer = ioctl(descriptor, _LOOP_GET_STATUS64, bytes(_LOOP_INFO.size))
         except OSError as error:
@@ -158,12 +173,19 @@ def _hardware(disk: Path) -> dict[str, str]:
     found = {}
     for kind, attributes in _HARDWARE.items():
         value = next((text for a in attributes if (text := _text(disk / a))), "")
-        if value:
+        if is_id(value):
             found[kind] = value
     if not found:
         udev = _udev(_number(disk))
-        found = {kind: udev[key] for kind, key in _UDEV_HARDWARE.items() if udev.get(key)}
+        if "ID_SERIAL_SHORT" not in udev:
+            udev = {key: value for key, value in udev.items() if key != "ID_SERIAL"}  # the model
+        found = {k: udev[key] for k, key in _UDEV_HARDWARE.items() if is_id(udev.get(key, ""))}
     return found
+
+
+def is_id(text: str) -> bool:
+    """Whether it can be one disk's own."""
+    return len(set(re.sub(r"[\W_]", "", text))) > 1 and not _NO_ID.search(text)
 
 
 def _udev(number: int) -> dict[str, str]:

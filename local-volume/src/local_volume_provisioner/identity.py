@@ -12,7 +12,7 @@ block device it is the user's data, and theirs to change.
 
 from __future__ import annotations
 
-import os
+import hashlib
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
@@ -97,7 +97,8 @@ def of_mount(mount: Mount, uuid: str, device: Device | None) -> Identity:
         if device is not None and device.partition
         else "",
         boot_id=boot_id(),
-        device=f"{mount.major}:{mount.minor}",
+        # Not always the mount's own: btrfs has another number with each mount.
+        device=device.major_minor if device is not None else f"{mount.major}:{mount.minor}",
         disk_sequence=device.disk_sequence if device is not None else "",
         # In memory it is another one with each mount: it says less than the device number.
         file_system="" if mount.fs_type in _MEMORY else uuid,
@@ -123,13 +124,39 @@ def decode(text: str) -> Identity | None:
         return None
 
 
-def same_hardware(one: Identity, other: Identity) -> bool:
-    """Whether both name the same disk, and the same part of it, beyond doubt."""
-    return (
-        one.kind == other.kind
-        and one.root == other.root
-        and _hardware(one, other) is True
-        and one.part == other.part
+def digest(identity: Identity) -> str:
+    """Tells it from any other, in few characters."""
+    return hashlib.sha256(encode(identity).encode()).hexdigest()[:16]
+
+
+def is_same_disk(recorded: Identity, current: Identity) -> bool:
+    """Whether ``current`` holds the data of what was ``recorded``, beyond doubt and under whatever
+    name: a mount, and the device that it is a mount of, too."""
+    in_this_boot = recorded.boot_id == current.boot_id
+    if recorded.kind != current.kind:
+        same = in_this_boot and _boot_local(recorded) == _boot_local(current)
+        return recorded.part == current.part and (same or _hardware(recorded, current) is True)
+    if recorded.fs_type in _MEMORY:
+        return False  # nothing tells two of them apart but when they were mounted
+    verdict = compare(recorded, current).verdict
+    return verdict is Verdict.SAME or (verdict is Verdict.LIKELY and in_this_boot)
+
+
+def marks(identity: Identity) -> set[str]:
+    """Two that are the same disk have one of these in common: for who looks among many."""
+    found = {f"{kind} {value}" for kind, value in identity.hardware.items()}
+    found |= {text for text in (identity.file_system, identity.source) if text}
+    return found | {f"{identity.boot_id} {_boot_local(identity)}"}
+
+
+def refreshed(recorded: Identity, current: Identity) -> Identity:
+    """What is written down from now on, ``current`` having been found to be what was recorded: it
+    has the size and the boot-local ids of today, and keeps what cannot be read today."""
+    return msgspec.structs.replace(
+        current,
+        hardware={**recorded.hardware, **current.hardware},
+        partition_uuid=current.partition_uuid or recorded.partition_uuid,
+        file_system=current.file_system or recorded.file_system,
     )
 
 
@@ -178,15 +205,22 @@ def _compare_mounts(recorded: Identity, current: Identity) -> Comparison:
         before, now = getattr(recorded, what), getattr(current, what)
         if before != now:
             return _different({"fs_type": "file system type"}.get(what, what), before, now)
-    if recorded.file_system != current.file_system:
+    by_uuid = _agree(recorded.file_system, current.file_system)
+    if by_uuid is False:
         return _different("file system UUID", recorded.file_system, current.file_system)
-    if recorded.file_system:
-        return Comparison(Verdict.SAME, f"file system UUID agrees: {current.file_system}")
     by_hardware = _hardware(recorded, current)
-    if by_hardware is False or (by_hardware and recorded.part != current.part):
+    is_elsewhere = by_hardware is False or (by_hardware and recorded.part != current.part)
+    if is_elsewhere and by_uuid:
+        text = f"file system UUID agrees, but it is on another disk: {_shown(current.hardware)}"
+        return Comparison(Verdict.UNKNOWN, text)
+    if by_uuid:
+        return Comparison(Verdict.SAME, f"file system UUID agrees: {current.file_system}")
+    if is_elsewhere:
         return _different("hardware id", recorded.hardware, current.hardware)
     if by_hardware:
         return Comparison(Verdict.SAME, f"hardware ids agree: {_shown(current.hardware)}")
+    if recorded.file_system or current.file_system:
+        return Comparison(Verdict.UNKNOWN, "its file system UUID can be read only sometimes")
     if recorded.boot_id == current.boot_id:
         if _boot_local(recorded) != _boot_local(current):
             return _different("boot-local id", _boot_local(recorded), _boot_local(current))
@@ -194,6 +228,11 @@ def _compare_mounts(recorded: Identity, current: Identity) -> Comparison:
     if recorded.fs_type in _MEMORY or recorded.source.count(":"):
         return Comparison(Verdict.SAME, f"{recorded.fs_type} {recorded.source} as before")
     return Comparison(Verdict.UNKNOWN, "a file system without UUID, from another boot")
+
+
+def _agree(one: str, other: str) -> bool | None:
+    """None: they cannot be compared."""
+    return one == other if one and other else None
 
 
 def _hardware(one: Identity, other: Identity) -> bool | None:
@@ -215,9 +254,3 @@ def _different(what: str, before: object, now: object) -> Comparison:
 
 def _shown(ids: dict[str, str]) -> str:
     return ", ".join(f"{kind} {value}" for kind, value in sorted(ids.items())) or "none"
-
-
-def device_number(identity: Identity) -> int:
-    """``st_rdev`` of what it was found on."""
-    major, _, minor = identity.device.partition(":")
-    return os.makedev(int(major or 0), int(minor or 0))

@@ -17,15 +17,19 @@ import msgspec
 
 from external_storage import CannotStart
 from local_volume_provisioner.config import ClassConfig, CleanPolicy, RequiredIdentity, VolumeMode
-from local_volume_provisioner.identity import Identity, same_hardware
+from local_volume_provisioner.identity import Identity
 from local_volume_provisioner.methods import Method, MethodKind
+
+_FORMAT = 1
+"""Of what is in the database, as its ``user_version``; 0 is one without claims and clusters."""
 
 
 class Use(StrEnum):
     """What may have become of the data."""
 
     OFFERING = "offering"
-    """Written before the volume is created: nobody has had it yet."""
+    """Written before the volume is created: nobody has had it yet. Only as long as we watch: after
+    a restart nobody knows whether it has been created, used and deleted."""
     OFFERED = "offered"
     """It has been a volume; somebody may have used it since."""
     USED = "used"
@@ -88,7 +92,16 @@ class Record(msgspec.Struct, rename="camel", omit_defaults=True, frozen=True):
     use: Use
     identity: Identity
     uid: str = ""
-    """Of the volume that this is about; empty when it has none."""
+    """Of the volume that this is about, also when that is gone; empty when there was none."""
+    volume: str = ""
+    """Its name."""
+    policy: str = ""
+    """Its reclaim policy when it was seen last."""
+    claim: str = ""
+    """The UID of the claim after whose release it is being wiped, or has been; empty when it is
+    wiped without a volume. A wipe counts for that release alone."""
+    cluster: str = ""
+    """Where the volume was; see ``node.cluster``."""
     passes_done: int = 0
     """Of a wipe under way."""
     bytes_done: int = 0
@@ -124,11 +137,18 @@ class Ledger:
                 "CREATE TABLE IF NOT EXISTS records (path TEXT PRIMARY KEY, body BLOB NOT NULL)"
             )
             self._database.execute("COMMIT")
+            (found,) = self._database.execute("PRAGMA user_version").fetchone()
+            if found > _FORMAT:
+                raise CannotStart(f"the ledger {path} is of a later version: {found}")
             rows = self._database.execute("SELECT path, body FROM records").fetchall()
-            self._records = {path: _decoder.decode(body) for path, body in rows}
+            read = [_decoder.decode(body) for _, body in rows]
+            fresh = [_of_an_earlier_life(r if found else _of_an_earlier_format(r)) for r in read]
+            self._lock = threading.Lock()
+            self._records: dict[str, Record] = {}
+            self.write(fresh)
+            self._database.execute(f"PRAGMA user_version = {_FORMAT}")
         except (OSError, sqlite3.Error, msgspec.DecodeError) as error:
             raise CannotStart(f"the ledger {path} cannot be used: {error}") from error
-        self._lock = threading.Lock()
 
     def close(self) -> None:
         with self._lock:
@@ -140,13 +160,6 @@ class Ledger:
     def all(self) -> list[Record]:
         return list(self._records.values())
 
-    def of_disk(self, identity: Identity, *, except_path: str) -> Record | None:
-        """What is known of the same disk or file system under another path, by hardware ids."""
-        if not identity.hardware:
-            return None
-        others = (record for record in self.all() if record.path != except_path)
-        return next((other for other in others if same_hardware(other.identity, identity)), None)
-
     def write(self, records: Iterable[Record]) -> None:
         """Replace these records, all or none. Raises sqlite3.Error, and then nothing is changed."""
         fresh = {record.path: record for record in records}
@@ -157,6 +170,21 @@ class Ledger:
             with _transaction(self._database) as database:
                 database.executemany("INSERT OR REPLACE INTO records VALUES (?, ?)", rows)
             self._records = {**self._records, **fresh}
+
+    def swap(self, old: Record | None, new: Record | None, path: str) -> bool:
+        """Replace what is known of a path, if that still is ``old``; None is: nothing."""
+        with self._lock:
+            if self._records.get(path) != old:
+                return False
+            with _transaction(self._database) as database:
+                if new is None:
+                    database.execute("DELETE FROM records WHERE path = ?", (path,))
+                else:
+                    body = msgspec.json.encode(new)
+                    database.execute("INSERT OR REPLACE INTO records VALUES (?, ?)", (path, body))
+            others = {p: r for p, r in self._records.items() if p != path}
+            self._records = others if new is None else {**others, path: new}
+            return True
 
     def move(self, path: str, to: str) -> None:
         """The disk has another path now; what was known of that one is forgotten."""
@@ -173,6 +201,23 @@ class Ledger:
             with _transaction(self._database) as database:
                 database.execute("DELETE FROM records WHERE path = ?", (path,))
             self._records = {p: r for p, r in self._records.items() if p != path}
+
+
+def _of_an_earlier_format(record: Record) -> Record:
+    """What it says of being clean cannot be relied on, and nobody knows the reclaim policy."""
+    if record.use is Use.RETIRED:
+        return record
+    use = Use.USED if record.dirty else Use.OFFERED
+    return msgspec.structs.replace(record, use=use, passes_done=0, bytes_done=0, method="")
+
+
+def _of_an_earlier_life(record: Record) -> Record:
+    """What counts only as long as somebody watches."""
+    if record.use is Use.OFFERING:
+        return msgspec.structs.replace(record, use=Use.OFFERED)
+    if record.use is Use.CLEANING and not record.claim:
+        return msgspec.structs.replace(record, passes_done=0, bytes_done=0)
+    return record
 
 
 class _transaction:  # noqa: N801 - used as a statement

@@ -8,7 +8,7 @@ from typing import Any
 
 from external_storage import get_logger
 from external_storage.kube.client import Client
-from external_storage.kube.errors import KubeError
+from external_storage.kube.errors import Forbidden, KubeError, NotFound
 from external_storage.kube.names import LABEL_HOSTNAME
 from external_storage.kube.request import JSON_PATCH
 from external_storage.kube.types import KubeObject, KubeStruct
@@ -34,11 +34,21 @@ class Node(KubeObject, frozen=True):
     spec: NodeSpec = NodeSpec()
 
 
+class Namespace(KubeObject, frozen=True):
+    """Of which only the UID is looked at."""
+
+    API_VERSION = "v1"
+    KIND = "Namespace"
+    RESOURCE = "namespaces"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeFacts:
     """What goes into volumes."""
 
     node: Node
+    cluster: str = ""
+    """As ``cluster`` says."""
     labels: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -58,7 +68,17 @@ class NodeFacts:
 def read(client: Client, name: str) -> NodeFacts:
     """Live; raises KubeError."""
     node = client.get(Node, name)
-    return NodeFacts(node=node, labels=node.metadata.labels)
+    return NodeFacts(node=node, cluster=cluster(client), labels=node.metadata.labels)
+
+
+def cluster(client: Client) -> str:
+    """What tells this cluster from one that the machine has been in before; empty if we have no
+    right to read it. Raises KubeError."""
+    try:
+        return client.get(Namespace, "kube-system").uid
+    except (Forbidden, NotFound) as error:
+        log.warning("it cannot be read which cluster this is", error=str(error))
+        return ""
 
 
 def remove_taint(client: Client, name: str, key: str) -> str | None:

@@ -42,6 +42,7 @@ from local_volume_provisioner.states import State
 from local_volume_provisioner.views import Failures, Views
 from local_volume_provisioner.volumes import VolumeApi
 from local_volume_provisioner.watcher import Watcher
+from local_volume_provisioner.whereabouts import Whereabouts
 from local_volume_provisioner.work import CleaningWork
 
 log = get_logger(__name__)
@@ -119,12 +120,15 @@ class LocalVolumeProvisioner(Agent[LocalVolumeSettings]):
             Parts(
                 scanner=scanner, ledger=ledger, volumes=self._volumes.lister,
                 requests=self._requests, board=self._board, views=views, offers=offers,
+                whereabouts=Whereabouts(self.context.client, ledger),
+                is_being_cleaned=self._cleaner.is_cleaning,
             )
         )  # fmt: skip
         work = CleaningWork(
             client=self.context.client, events=self.context.events, metrics=self._metrics,
             reconciler=self._reconciler, cleaner=self._cleaner, volumes=self._volumes.lister,
-            failures=self._failures, queue=self._queue, wake=self._wake_up,
+            failures=self._failures, requests=self._requests, queue=self._queue,
+            wake=self._wake_up,
         )  # fmt: skip
         self._workers = Workers(self._queue, work.do, max_threads=settings.parallel_wipes)
         self._volumes.add_handler(lambda change: self._on_volume(change, offers, reconciler))
@@ -301,10 +305,13 @@ class LocalVolumeProvisioner(Agent[LocalVolumeSettings]):
             decisions = self._reconciler.run(config, facts, self._api(facts), inventory)
         assert self._reconciler.last is not None
         self._inventory = self._reconciler.last.inventory
+        self._board.brake = self._brake.reason()
         self._queue_work(decisions)
         self._looked = True
-        self._remove_taint(facts)
-        return Action.OFFER not in {decision.action for decision in decisions.values()}
+        is_good = Action.OFFER not in {decision.action for decision in decisions.values()}
+        if is_good:
+            self._remove_taint(facts)
+        return is_good
 
     def _known_node(self) -> NodeFacts:
         """Read again with each full look: labels change."""

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-
-import msgspec
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 
 from external_storage import Lister, PersistentVolume, get_logger
 from external_storage.kube.errors import KubeError
 from external_storage.kube.types import KubeObject
+from local_volume_provisioner import records
 from local_volume_provisioner.board import Board, Entry, entry_of
 from local_volume_provisioner.config import Config
 from local_volume_provisioner.decide import Action, Decision, View
 from local_volume_provisioner.duplicates import choose
-from local_volume_provisioner.ledger import Ledger, Record, SavedClass, Use
+from local_volume_provisioner.ledger import Ledger, Use
 from local_volume_provisioner.mounts import MountTable
 from local_volume_provisioner.names import rounded
 from local_volume_provisioner.node import NodeFacts
@@ -24,7 +23,8 @@ from local_volume_provisioner.requests import Request, Requests, Wish
 from local_volume_provisioner.scan import Inventory, Note, Scanner
 from local_volume_provisioner.states import State
 from local_volume_provisioner.views import Facts, Views
-from local_volume_provisioner.volumes import VolumeApi, identity_of
+from local_volume_provisioner.volumes import VolumeApi
+from local_volume_provisioner.whereabouts import Whereabouts
 
 log = get_logger(__name__)
 
@@ -40,6 +40,9 @@ class Parts:
     board: Board
     views: Views
     offers: Offers
+    whereabouts: Whereabouts
+    is_being_cleaned: Callable[[str], bool]
+    """By path."""
 
 
 class Reconciler:
@@ -50,6 +53,8 @@ class Reconciler:
         self._ledger = parts.ledger
         self._requests = parts.requests
         self._gone: deque[PersistentVolume] = deque()
+        self._withdrawn: set[str] = set()
+        """UIDs of those that we have deleted and the watch may still show."""
         self.last: Facts | None = None
 
     def run(
@@ -58,20 +63,29 @@ class Reconciler:
         """One pass; ``inventory`` None has the directories looked at. What was decided, by path."""
         parts = self._parts
         table = MountTable.read()
+        is_fresh = inventory is None
         inventory = inventory or parts.scanner.scan(config.classes, table)
         volumes = self._volumes()
-        self._note_use(config, volumes, inventory)
+        back, doubts = parts.whereabouts.bring_back(volumes, api)
+        volumes |= {path: volume for volume in back if (path := _path(volume))}
+        parts.offers.remember(back)
+        self._note_use(config, volumes, inventory, node.cluster)
         choice = choose(
             (candidate for found in inventory.candidates.values() for candidate in found),
             lambda candidate: parts.views.rank(candidate, volumes.get(candidate.path)),
         )
         facts = self.last = Facts(
             config=config, node=node, table=table, inventory=inventory, volumes=volumes,
-            wishes=self._wishes(volumes), choice=choice,
+            doubts=doubts, wishes=self._wishes(volumes, doubts), choice=choice,
         )  # fmt: skip
         parts.views.follow_disks(facts)
         views = parts.views.all(facts)
         decisions = parts.views.decisions(views)
+        if not is_fresh and paths_with(decisions, (Action.OFFER,)):
+            # Nothing is offered by what was seen some time ago.
+            return self.run(config, node, api, None)
+        self._drop_approvals(views)
+        self._refresh(views)
         self._retire(views, decisions)
         self._act(views, decisions, api)
         self._show(views, decisions, facts)
@@ -82,29 +96,39 @@ class Reconciler:
         return self._parts.views.fresh(path, live, self.last) if self.last is not None else None
 
     def _volumes(self) -> dict[str, PersistentVolume]:
-        """By path; those that were created a moment ago too, which the watch has not shown yet."""
+        """By path; those that were created a moment ago too, which the watch has not shown yet. Of
+        two with one path the one that somebody has."""
         found = [*self._parts.offers.not_seen_yet(), *self._parts.volumes.all()]
-        return {volume.spec.local.path: volume for volume in found if volume.spec.local is not None}
+        found.sort(key=lambda volume: volume.status.phase == "Bound")
+        self._withdrawn &= {volume.uid for volume in found}
+        return {
+            path: volume
+            for volume in found
+            if (path := _path(volume)) and volume.uid not in self._withdrawn
+        }
 
     def volume_gone(self, volume: PersistentVolume) -> None:
         """As it was last, from the watch: a claim may have come and gone with it between two
-        passes, and it is known then that it was used."""
-        if _shows_use(volume):
-            self._gone.append(volume)
+        passes, or its reclaim policy have changed."""
+        self._gone.append(volume)
 
     # -- what people ask for
 
-    def _wishes(self, volumes: Mapping[str, PersistentVolume]) -> dict[str, frozenset[Wish]]:
+    def _wishes(
+        self, volumes: Mapping[str, PersistentVolume], doubts: Mapping[str, str]
+    ) -> dict[str, tuple[Request, ...]]:
         by_name = {volume.name: path for path, volume in volumes.items()}
-        found: dict[str, frozenset[Wish]] = {}
+        found: dict[str, tuple[Request, ...]] = {}
         for request in self._requests.all():
             path = by_name.get(request.target, request.target)
             if request.wish is Wish.OFFER:
-                self._offer_as_new(request, path, volumes.get(path))
+                volume = volumes.get(path)
+                self._offer_as_new(path, volume.name if volume else doubts.get(path, ""))
+                self._requests.remove(request)
             elif request.wish is Wish.CLEAN and self._is_met(path, volumes.get(path)):
                 self._requests.remove(request)
             else:
-                found[path] = found.get(path, frozenset()) | {request.wish}
+                found[path] = (*found.get(path, ()), request)
         return found
 
     def _is_met(self, path: str, volume: PersistentVolume | None) -> bool:
@@ -114,13 +138,23 @@ class Reconciler:
         record = self._ledger.get(path)
         return record is None or record.use in (Use.CLEAN, Use.OFFERING, Use.RETIRED)
 
-    def _offer_as_new(self, request: Request, path: str, volume: PersistentVolume | None) -> None:
-        if volume is None:
-            self._ledger.forget(path)
-            log.warning("offered as it is, as somebody has asked for", path=path)
+    def _offer_as_new(self, path: str, volume: str) -> None:
+        record = self._ledger.get(path)
+        if volume:
+            log.warning("not offered: it has a volume", path=path, volume=volume)
+        elif self._parts.is_being_cleaned(path) or not self._ledger.swap(record, None, path):
+            log.warning("not offered: it is being cleaned", path=path)
         else:
-            log.warning("not offered: it has a volume", path=path, volume=volume.name)
-        self._requests.remove(request)
+            log.warning("offered as it is, as somebody has asked for", path=path)
+
+    def _drop_approvals(self, views: Mapping[str, View]) -> None:
+        """Of another disk, or another user's data, than was shown when they were given."""
+        for path, requests in self.last.wishes.items() if self.last is not None else ():
+            view = views.get(path)
+            for request in requests:
+                if request.wish is Wish.CLEAN and (view is None or not view.approved):
+                    log.warning("an approval holds no more: it is not as it was", path=path)
+                    self._requests.remove(request)
 
     def _retire(self, views: Mapping[str, View], decisions: dict[str, Decision]) -> None:
         """What has neither a volume nor anybody's data goes out of service at once."""
@@ -132,7 +166,7 @@ class Reconciler:
             )
             if view is None or view.volume is not None or (view.record and view.record.dirty):
                 continue
-            if (record := _retired(view)) is not None:
+            if (record := records.retired(view.record, view.candidate)) is not None:
                 self._ledger.write([record])
                 self._requests.remove(request)
                 decisions[view.path] = Decision(Action.NOTHING, State.RETIRED)
@@ -140,25 +174,37 @@ class Reconciler:
     # -- what is remembered
 
     def _note_use(
-        self, config: Config, volumes: Mapping[str, PersistentVolume], inventory: Inventory
+        self,
+        config: Config,
+        volumes: Mapping[str, PersistentVolume],
+        inventory: Inventory,
+        cluster: str,
     ) -> None:
         """A claim on a volume makes it dirty, whatever becomes of the volume; and volumes that
         came without a record of ours (the reference's) get one."""
         while self._gone:
-            self._note_gone(self._gone.popleft())
+            gone = self._gone.popleft()
+            record = self._ledger.get(_path(gone))
+            if record is not None and record.uid == gone.uid:
+                self._ledger.swap(record, records.noted(record, gone, cluster), record.path)
         fresh = []
         for path, volume in volumes.items():
-            record = self._ledger.get(path)
-            if record is None:
-                record = _first_record(path, volume, config, inventory)
-            if record is not None and (noted := _noted(record, volume)) is not None:
-                fresh.append(noted)
+            found = self._ledger.get(path)
+            if (record := found) is None:
+                kind = config.classes.get(volume.spec.storage_class_name)
+                candidates = inventory.candidates.get(path, [None])
+                record = records.first(path, volume, kind, candidates[0])
+            if record is not None and (now := records.noted(record, volume, cluster)) != found:
+                fresh.append(now)
         self._ledger.write(fresh)
 
-    def _note_gone(self, volume: PersistentVolume) -> None:
-        record = self._ledger.get(volume.spec.local.path) if volume.spec.local else None
-        if record is not None and record.use is Use.OFFERED and record.uid == volume.uid:
-            self._ledger.write([msgspec.structs.replace(record, use=Use.USED)])
+    def _refresh(self, views: Mapping[str, View]) -> None:
+        """What is the same disk in a new boot, or has grown, is known by its ids of today."""
+        for path, view in views.items():
+            if view.record is not None and view.candidate is not None:
+                now = records.refreshed(view.record, view.candidate)
+                if now != view.record:
+                    self._ledger.swap(view.record, now, path)
 
     # -- what is done at once
 
@@ -166,26 +212,53 @@ class Reconciler:
         self, views: Mapping[str, View], decisions: dict[str, Decision], api: VolumeApi
     ) -> None:
         offers = [views[p] for p, d in decisions.items() if d.action is Action.OFFER]
-        decisions |= self._parts.offers.make(offers, api)
+        outcomes = self._parts.offers.make(offers, api)
+        decisions |= outcomes
+        for path, outcome in outcomes.items():
+            if outcome.state is State.BUSY:
+                self._is_busy(path, outcome.reason)
         for path, decision in decisions.items():
             try:
                 self._act_on(views[path], decision, api)
             except KubeError as error:
                 log.warning("a volume cannot be changed", path=path, error=str(error))
 
+    def _is_busy(self, path: str, reason: str) -> None:
+        """Until the next look at the directories."""
+        assert self.last is not None
+        found = self.last.inventory.candidates
+        found[path] = [replace(candidate, busy=reason) for candidate in found.get(path, ())]
+
     def _act_on(self, view: View, decision: Decision, api: VolumeApi) -> None:
-        volume, candidate, record = view.volume, view.candidate, view.record
-        if volume is None or candidate is None:
+        volume, candidate = view.volume, view.candidate
+        if volume is None:
             return
-        if decision.action is Action.GROW:
+        if decision.action is Action.WITHDRAW:
+            self._withdraw(view, volume, decision, api)
+        elif candidate is None:
+            return
+        elif decision.action is Action.GROW:
             api.grow(volume, rounded(candidate.size))
-        elif decision.action is Action.WITHDRAW:
-            api.withdraw(volume)
-            if (retired := _retired(view)) is not None:
-                self._ledger.write([retired])
-        elif view.volume_identity is None and record is not None:
-            # One of the reference's: so that it is known from the volume as well.
+        elif (
+            (record := self._ledger.get(view.path)) is not None
+            and record.uid == volume.uid
+            and record.identity != view.volume_identity
+        ):
+            # One of the reference's, or in another boot: it is known from the volume as well.
             api.note_identity(volume, record.identity)
+
+    def _withdraw(
+        self, view: View, volume: PersistentVolume, decision: Decision, api: VolumeApi
+    ) -> None:
+        api.withdraw(volume)
+        self._withdrawn.add(volume.uid)
+        log.warning("a free volume is withdrawn", volume=volume.name, reason=decision.reason)
+        record = self._ledger.get(view.path)
+        if decision.state is State.RETIRED:
+            now = records.retired(record, view.candidate)
+        else:
+            now = records.withdrawn(record) if record is not None else None
+        self._ledger.swap(record, now, view.path)
 
     # -- what is shown
 
@@ -207,46 +280,8 @@ class Reconciler:
         board.tell_classes(facts.inventory.class_problems, facts.node.node)
 
 
-def _shows_use(volume: PersistentVolume) -> bool:
-    return volume.spec.claim_ref is not None or volume.status.phase in ("Bound", "Released")
-
-
-def _noted(record: Record, volume: PersistentVolume) -> Record | None:
-    """The record with what the volume shows; None where that is nothing new."""
-    if record.use is Use.RETIRED or (record.uid == volume.uid and record.use is not Use.OFFERED):
-        return None
-    # Of another UID: made anew by somebody, perhaps from a backup. What is dirty stays so.
-    use = Use.USED if _shows_use(volume) or record.dirty else Use.OFFERED
-    noted = msgspec.structs.replace(record, use=use, uid=volume.uid)
-    return noted if noted != record or not record.uid else None
-
-
-def _first_record(
-    path: str, volume: PersistentVolume, config: Config, inventory: Inventory
-) -> Record | None:
-    """What is there is taken for what the volume was made of, unless that says other things; of a
-    released one nobody can say it, and a person is asked before it is cleaned."""
-    known = identity_of(volume)
-    kind = config.classes.get(volume.spec.storage_class_name)
-    found = inventory.candidates.get(path)
-    if known is None and found and volume.status.phase in ("Available", "Bound"):
-        known = found[0].identity
-    if known is None or kind is None:
-        return None
-    return Record(path=path, saved_class=SavedClass.of(kind), use=Use.OFFERED, identity=known)
-
-
-def _retired(view: View) -> Record | None:
-    if view.record is not None:
-        return msgspec.structs.replace(view.record, use=Use.RETIRED, uid="")
-    if view.candidate is None:
-        return None
-    return Record(
-        path=view.path,
-        saved_class=SavedClass.of(view.candidate.class_config),
-        use=Use.RETIRED,
-        identity=view.candidate.identity,
-    )
+def _path(volume: PersistentVolume) -> str:
+    return volume.spec.local.path if volume.spec.local is not None else ""
 
 
 def _shown(view: View, decision: Decision, note: Note | None) -> Decision:

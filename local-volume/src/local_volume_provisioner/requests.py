@@ -28,10 +28,15 @@ class Wish(StrEnum):
 
 
 class Request(msgspec.Struct, frozen=True):
-    """``target`` is a path on the host or the name of a volume."""
+    """``target`` is a path on the host or the name of a volume; the rest is what was shown of it
+    when it was asked for: an approval does not hold for another disk or another user's data."""
 
     wish: Wish
     target: str
+    uid: str = ""
+    """Of the volume."""
+    disk: str = ""
+    """``digest`` of the identity."""
 
 
 _decoder = msgspec.json.Decoder(Request)

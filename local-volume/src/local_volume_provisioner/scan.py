@@ -227,16 +227,15 @@ class _Look:
             identity=identity.of_device(device),
             number=number,
             family=frozenset(family),
-            busy=self._why_busy(device, family),
+            busy=self._why_busy(device),
         )
 
-    def _why_busy(self, device: devices.Device, family: set[int]) -> str:
+    def _why_busy(self, device: devices.Device) -> str:
         if device.size == 0:
             return "its size is 0"
         if device.read_only:
             return "it is read-only"
-        below = {number for number in family if number not in device.below} - {device.parent}
-        for number in below:
+        for number in sorted(devices.above(device)):
             if number in self.used:
                 return f"a file system on it is mounted at {self.used[number]}"
             if number in self.swaps:
@@ -248,8 +247,9 @@ class _Look:
         return ""
 
     def _note(self, text: str, *, problem: bool) -> Note:
-        path = f"{self.config.host_dir}/{self.name}"
-        return Note(self.config.name, path, text, problem)
+        # What is no text is shown escaped: it goes into JSON and events.
+        name = os.fsencode(self.name).decode(errors="backslashreplace")
+        return Note(self.config.name, f"{self.config.host_dir}/{name}", text, problem)
 
 
 def _device_below(mount: Mount) -> tuple[int, devices.Device | None]:

@@ -40,8 +40,10 @@ WARNINGS = frozenset(
         State.NEEDS_ATTENTION,
         State.HELD,
         State.MISSING,
+        State.BUSY,
         State.DUPLICATE,
         State.IDENTITY_MISMATCH,
+        State.INVALID,
     }
 )
 """States that get a Warning event on their volume when they begin."""

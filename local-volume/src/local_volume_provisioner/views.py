@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from external_storage import PersistentVolume
@@ -16,7 +16,7 @@ from local_volume_provisioner.duplicates import Choice
 from local_volume_provisioner.ledger import Ledger, Record, Use
 from local_volume_provisioner.mounts import MountTable
 from local_volume_provisioner.node import NodeFacts
-from local_volume_provisioner.requests import Wish
+from local_volume_provisioner.requests import Request, Wish
 from local_volume_provisioner.scan import Candidate, Inventory, Kind, Scanner
 from local_volume_provisioner.volumes import identity_of
 
@@ -49,7 +49,9 @@ class Facts:
     inventory: Inventory
     volumes: Mapping[str, PersistentVolume]
     """By path."""
-    wishes: Mapping[str, frozenset[Wish]]
+    doubts: Mapping[str, str]
+    """By path: why its volume must not be taken for gone."""
+    wishes: Mapping[str, tuple[Request, ...]]
     """By path."""
     choice: Choice
 
@@ -73,7 +75,8 @@ class Views:
             for record in self._ledger.all()
             if record.dirty or record.use is Use.OFFERED
         )
-        found = {*facts.inventory.candidates, *facts.inventory.notes, *facts.volumes, *remembered}
+        found = {*facts.inventory.candidates, *facts.inventory.notes, *facts.volumes, *facts.doubts}
+        found |= set(remembered)
         return {path: self._view(path, facts) for path in sorted(found)}
 
     def decisions(self, views: Mapping[str, View]) -> dict[str, Decision]:
@@ -106,19 +109,26 @@ class Views:
 
     def follow_disks(self, facts: Facts) -> None:
         """What is remembered goes with the disk, should it have come under another name."""
+        index: dict[str, list[Record]] | None = None
         for path, candidate in list(facts.choice.chosen.items()):
             record = self._ledger.get(path)
-            if path in facts.volumes or (record is not None and _is_same(record, candidate)):
+            if path in facts.volumes or (record is not None and record.use is Use.RETIRED):
                 continue
-            other = self._ledger.of_disk(candidate.identity, except_path=path)
-            if other is None or other.path in facts.choice.chosen:
+            if record is not None and _is_disk_of(record, candidate):
                 continue
-            if other.path in facts.volumes:
-                text = f"it is the disk of {other.path}, whose volume is still there"
-                facts.choice.duplicates[path] = text
+            if index is None:
+                index = _by_marks(self._ledger.all())
+            others = _elsewhere(index, path, candidate, facts.choice.chosen)
+            reasons = {
+                other.path: _why_it_stays(other, candidate, record, facts) for other in others
+            }
+            stays = next((f"{p}, {why}" for p, why in reasons.items() if why), None)
+            if stays is not None:
+                facts.choice.duplicates[path] = f"it is the disk of {stays}"
                 del facts.choice.chosen[path]
-            elif record is None or not record.dirty:
-                self._ledger.move(other.path, path)
+            elif others and others[0].identity.kind == candidate.identity.kind:
+                self._ledger.move(others[0].path, path)
+                index = None
 
     def rank(self, candidate: Candidate, volume: PersistentVolume | None) -> int:
         """Of duplicates: volumes in use come first, then free ones, then what was one."""
@@ -138,9 +148,11 @@ class Views:
             # Of a class that is not in the configuration any more.
             found = self._scanner.look(saved, path.removeprefix(f"{saved.host_dir}/"), facts.table)
             candidate, note = (found, None) if isinstance(found, Candidate) else (None, found)
-        wishes = facts.wishes.get(path, frozenset())
+        wishes = facts.wishes.get(path, ())
         return View(
             path=path,
+            doubt=facts.doubts.get(path, ""),
+            cluster=facts.node.cluster,
             candidate=candidate,
             absent=note.text if note is not None else "it is not there",
             duplicate=duplicate,
@@ -148,8 +160,9 @@ class Views:
             volume_identity=identity_of(volume) if volume is not None else None,
             record=record,
             config=facts.config.classes.get(_class_name(volume, candidate, record)),
-            approved=Wish.CLEAN in wishes,
-            retiring=Wish.RETIRE in wishes,
+            approved=path not in facts.doubts
+            and any(_holds(request, volume, candidate) for request in wishes),
+            retiring=any(request.wish is Wish.RETIRE for request in wishes),
             failures=self._failures.count.get(path, 0),
             failure=self._failures.reason.get(path, ""),
             dry_run=self._dry_run,
@@ -184,6 +197,64 @@ def _class_name(
     return record.saved_class.name if record is not None else ""
 
 
+def _by_marks(found: Iterable[Record]) -> dict[str, list[Record]]:
+    index: dict[str, list[Record]] = {}
+    for record in found:
+        for mark in identity.marks(record.identity):
+            index.setdefault(mark, []).append(record)
+    return index
+
+
+def _elsewhere(
+    index: Mapping[str, list[Record]],
+    path: str,
+    candidate: Candidate,
+    chosen: Mapping[str, Candidate],
+) -> list[Record]:
+    """What is known of its disk under other paths, where that disk is no more."""
+    marks = identity.marks(candidate.identity)
+    found = {record.path: record for mark in marks for record in index.get(mark, ())}
+    others = [
+        record
+        for other, record in sorted(found.items())
+        if other != path
+        and _is_disk_of(record, candidate)
+        and (other not in chosen or not _is_disk_of(record, chosen[other]))
+    ]
+    return sorted(others, key=lambda record: not record.dirty)
+
+
+def _why_it_stays(
+    other: Record, candidate: Candidate, own: Record | None, facts: Facts
+) -> str | None:
+    """Why what is known under another path does not go with the disk; None if it can."""
+    if other.path in facts.volumes or other.path in facts.doubts:
+        return "whose volume is still there"
+    if not other.dirty and other.use is not Use.OFFERED:
+        return None  # there is nothing on it that anybody must not see
+    if other.identity.kind != candidate.identity.kind:
+        return "which holds somebody's data as another kind of volume"
+    if other.saved_class.name != candidate.class_config.name:
+        return f"which holds somebody's data of class {other.saved_class.name}"
+    if own is not None and (own.dirty or own.use is Use.OFFERED):
+        return "and this name has another one on record: clean or offer that first"
+    return None
+
+
+def _holds(request: Request, volume: PersistentVolume | None, candidate: Candidate | None) -> bool:
+    """Whether it approves of cleaning what is there now, for whoever has it now."""
+    return (
+        request.wish is Wish.CLEAN
+        and candidate is not None
+        and request.uid == (volume.uid if volume is not None else "")
+        and request.disk == identity.digest(candidate.identity)
+    )
+
+
+def _is_disk_of(record: Record, candidate: Candidate) -> bool:
+    return identity.is_same_disk(record.identity, candidate.identity)
+
+
 def _is_same(record: Record, candidate: Candidate) -> bool:
     found = identity.compare(record.identity, candidate.identity)
     return found.verdict is identity.Verdict.SAME
@@ -192,7 +263,7 @@ def _is_same(record: Record, candidate: Candidate) -> bool:
 def _is_empty(candidate: Candidate | None, record: Record | None) -> bool:
     if candidate is None or candidate.kind is not Kind.MOUNT:
         return False
-    if record is None or record.use is not Use.OFFERED or not _is_same(record, candidate):
+    if record is None or record.dirty or not _is_same(record, candidate):
         return False
     task = MountTask(candidate.mount_path, candidate.number, candidate.identity)
     return directories.is_empty(task)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from external_storage import PersistentVolume, StorageClass, get_logger
@@ -22,6 +23,15 @@ class NameTaken(Exception):
     """Volumes that are not ours have both names that this one could have."""
 
 
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A volume that is there now."""
+
+    volume: PersistentVolume
+    is_new: bool
+    """False: it was there already, and may have been used."""
+
+
 class VolumeApi:
     """Writes volumes of one node."""
 
@@ -30,7 +40,11 @@ class VolumeApi:
         self._node = node
         self._config = config
 
-    def create(self, candidate: Candidate, storage_class: StorageClass) -> PersistentVolume:
+    @property
+    def cluster(self) -> str:
+        return self._node.cluster
+
+    def create(self, candidate: Candidate, storage_class: StorageClass) -> Made:
         """A volume for it; one of ours that is there already is taken over.
 
         Raises NameTaken, KubeError.
@@ -39,11 +53,11 @@ class VolumeApi:
         for name in self._names(candidate):
             fields["metadata"]["name"] = name
             try:
-                return self._client.create(PersistentVolume, fields)
+                return Made(self._client.create(PersistentVolume, fields), is_new=True)
             except AlreadyExists:
                 found = self._client.find(PersistentVolume, name)
                 if found is not None and self._is_of(found, candidate):
-                    return self.adopt(found)
+                    return Made(self.adopt(found), is_new=False)
             log.warning("the name of a volume is taken by another one", volume=name)
         raise NameTaken(f"the name {name} is another volume's")
 
@@ -64,8 +78,12 @@ class VolumeApi:
             volume.spec.local is not None
             and names.LABEL_NODE not in volume.metadata.labels
             and names.is_provisioned_here(by, self._node.name)
-            and self._node.hostname in _hostnames(volume)
+            and self.is_here(volume)
         )
+
+    def is_here(self, volume: PersistentVolume) -> bool:
+        """Whether its pods come to this node."""
+        return self._node.hostname in _hostnames(volume)
 
     def note_identity(self, volume: PersistentVolume, found: Identity) -> None:
         patch = {
@@ -145,9 +163,11 @@ class VolumeApi:
 
 
 def delete(client: Client, volume: PersistentVolume) -> None:
-    """Of this UID only; being gone is a success. Raises KubeError."""
+    """As it was when it was looked at, for somebody may take it back into service; being gone is a
+    success. Raises KubeError."""
+    version = volume.metadata.resource_version
     try:
-        client.delete(PersistentVolume, volume.name, uid=volume.uid)
+        client.delete(PersistentVolume, volume.name, uid=volume.uid, resource_version=version)
     except NotFound:
         return
     except Conflict:

@@ -9,12 +9,15 @@ from external_storage import EventRecorder, Lister, PersistentVolume, WorkQueue,
 from external_storage.kube.client import Client
 from external_storage.kube.errors import KubeError
 from external_storage.kube.types import KubeObject
+from local_volume_provisioner import records
 from local_volume_provisioner.cleaning.guard import Refused
 from local_volume_provisioner.cleaning.machine import Cleaner, CleaningFailed, Progress, Stopped
 from local_volume_provisioner.config import ClassConfig
 from local_volume_provisioner.decide import Action, View, decide
 from local_volume_provisioner.local_metrics import LocalMetrics
 from local_volume_provisioner.reconcile import Reconciler
+from local_volume_provisioner.records import Release
+from local_volume_provisioner.requests import Request, Requests, Wish
 from local_volume_provisioner.scan import Kind
 from local_volume_provisioner.views import Failures
 from local_volume_provisioner.volumes import delete
@@ -37,6 +40,7 @@ class CleaningWork:
         cleaner: Cleaner,
         volumes: Lister[PersistentVolume],
         failures: Failures,
+        requests: Requests,
         queue: WorkQueue[str],
         wake: Callable[[], None],
     ) -> None:
@@ -47,6 +51,7 @@ class CleaningWork:
         self._cleaner = cleaner
         self._volumes = volumes
         self._failures = failures
+        self._requests = requests
         self._queue = queue
         self._wake = wake
 
@@ -67,16 +72,25 @@ class CleaningWork:
             self._wake()
 
     def _look(self, path: str) -> View | None:
-        last = self._reconciler.last
-        known = last.volumes.get(path) if last is not None else None
+        known = self._at(path)
         live = self._client.live(known) if known is not None else None
         return self._reconciler.look_again(path, live)
 
+    def _at(self, path: str) -> PersistentVolume | None:
+        """The volume at a path, as far as it is known."""
+        last = self._reconciler.last
+        shown = (v for v in self._volumes.all() if v.spec.local and v.spec.local.path == path)
+        return next(shown, None) or (last.volumes.get(path) if last is not None else None)
+
     def _do(self, view: View) -> None:
         action = decide(view).action
-        if action is Action.CLEAN and not self._clean(view):
-            return
-        if view.volume is not None and action in (Action.CLEAN, Action.REMOVE):
+        if action is Action.CLEAN:
+            if not self._clean(view):
+                return
+            # That may have taken hours: somebody may have taken it back into service.
+            again = self._look(view.path)
+            view, action = (again, decide(again).action) if again is not None else (view, action)
+        if view.volume is not None and action is Action.REMOVE:
             self._delete(view.volume)
         self._queue.forget(view.path)
 
@@ -91,11 +105,15 @@ class CleaningWork:
         self._events.normal(about, "CleaningStarted", text)
         log.info("cleaning", path=view.path, method=method)
         started = time.monotonic()
+        of = Release.of(view.volume, view.cluster)
         try:
             self._cleaner.clean(
                 candidate,
                 config,
-                uid=view.volume.uid if view.volume is not None else "",
+                known=view.record,
+                uid=of.uid,
+                claim=of.claim,
+                cluster=of.cluster,
                 wanted=lambda: self._is_wanted(view),
                 tell=_Teller(self._events, about, view.path, self._metrics),
             )
@@ -113,6 +131,8 @@ class CleaningWork:
 
     def _failed(self, view: View, why: str, config: ClassConfig) -> None:
         self._failures.note(view.path, why)
+        # An approval is for one try: else what fails would be tried for ever.
+        self._requests.remove(Request(Wish.CLEAN, view.path))
         self._metrics.cleaning_failed(config.mode.value)
         wait = self._queue.retry(view.path)
         log.warning("cleaning failed", path=view.path, error=why, retry_s=round(wait))
@@ -134,12 +154,22 @@ class CleaningWork:
         log.info("volume deleted", volume=volume.name)
 
     def _is_wanted(self, view: View) -> bool:
-        """Between two steps: nobody has taken the volume back into service."""
+        """Between two steps: nobody has taken the volume back into service, or put one in its
+        place. Deleted by hand it is as dirty as before."""
+        shown = (v for v in self._volumes.all() if v.spec.local and v.spec.local.path == view.path)
+        now = next(shown, None)
         if view.volume is None:
-            return True
-        now = self._volumes.get(view.volume.name)
-        # Deleted by hand meanwhile: it is as dirty as before.
-        return now is None or (now.uid == view.volume.uid and now.status.phase == "Released")
+            return now is None
+        try:
+            # Not shown: deleted, or without our label.
+            now = now or self._client.live(view.volume)
+        except KubeError:
+            return False
+        return now is None or (
+            now.uid == view.volume.uid
+            and now.status.phase == "Released"
+            and records.claim_uid(now) == records.claim_uid(view.volume)
+        )
 
     def _about(self, view: View) -> KubeObject:
         assert self._reconciler.last is not None

@@ -32,6 +32,7 @@ from local_volume_provisioner.node import Node as NodeObject
 T = TypeVar("T")
 
 MIB = 1 << 20
+SECRET = b"somebody's data " * 4096
 STOP_S = 60.0
 
 
@@ -347,3 +348,16 @@ def node(
         yield made
     finally:
         made.close()
+
+
+@pytest.fixture
+def block(node: Any) -> Any:
+    """A node with one raw disk of 16 MiB, offered, its user's data on it once it is bound."""
+    node.class_("-b")
+    node.configure(b=node.block())
+    disk = node.disks.disk("a", data=SECRET)
+    node.link("d", disk)
+    node.agent.start()
+    node.volume("d")
+    node.disk = disk
+    return node

@@ -50,7 +50,8 @@ class Wipe:
             fcntl.fcntl(self.descriptor, fcntl.F_SETFL, flags | os.O_DIRECT)
 
     def step(self, offset: int, length: int, *, random: bool) -> None:
-        """Wipe these bytes, and have them on the disk when it returns."""
+        """Wipe these bytes, and have them on the disk when it returns. Refused."""
+        check(self.task)
         if self.method.kind is MethodKind.ZERO:
             zero_out(self.descriptor, offset, length)
         elif self.method.kind is MethodKind.DISCARD:

@@ -44,6 +44,8 @@ def reformat(task: DeviceTask, mkfs: tuple[str, ...], run_directory: str) -> str
 def _handed_over(task: DeviceTask, directory: Path) -> Iterator[Path]:
     with exclusively(task) as descriptor:
         kept = os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_CLOEXEC)
+        # The last user's: a new file system has no place for them, and they would make it busy.
+        blocks.forget_partitions(descriptor, task.number)
         # While the exclusive open still protects it: a lock cannot be handed from one to the other.
         fcntl.flock(descriptor, fcntl.LOCK_UN)
         fcntl.flock(kept, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -52,6 +52,12 @@ def clean(task: MountTask, seconds: float) -> bool:
     return True
 
 
+def probe(task: MountTask) -> None:
+    """That it is what it was, and that no pod has it. Refused."""
+    with _opened(task) as base:
+        _check_unused(task, base)
+
+
 def is_empty(task: MountTask) -> bool:
     """Whether it holds no files, but for an empty ``lost+found``; False where nobody can tell."""
     try:

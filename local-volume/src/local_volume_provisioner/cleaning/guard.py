@@ -20,6 +20,7 @@ import msgspec
 from local_volume_provisioner import devices, identity
 from local_volume_provisioner.identity import Identity
 from local_volume_provisioner.mounts import MountTable
+from local_volume_provisioner.scan import Candidate
 
 
 class Refused(Exception):
@@ -66,6 +67,31 @@ def open_exclusively(task: DeviceTask) -> int:
     return descriptor
 
 
+def probe(task: DeviceTask) -> None:
+    """That it could be opened and is what it was. Refused."""
+    with exclusively(task):
+        pass
+
+
+def why_in_use(found: Candidate) -> str:
+    """What keeps a device from being offered that discovery cannot see from its container: the
+    kernel is asked, who knows of mounts in all namespaces. Empty for a free one."""
+    try:
+        flags = os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC | os.O_NONBLOCK
+        descriptor = os.open(found.mount_path, flags)
+    except OSError as error:
+        return _why_not_opened(error)
+    try:
+        if os.fstat(descriptor).st_rdev != found.number:
+            return "it leads to another device now"
+        loops = devices.loops_over({found.number, *devices.read(found.number).partitions})
+        return f"it is in use through {', '.join(loops)}" if loops else ""
+    except OSError as error:
+        return f"it cannot be looked at: {error.strerror}"
+    finally:
+        os.close(descriptor)
+
+
 def check(task: DeviceTask) -> None:
     """That this number still is this disk, and that nothing is above it. Refused."""
     try:
@@ -77,22 +103,19 @@ def check(task: DeviceTask) -> None:
     if device.read_only:
         raise Refused("the device is read-only")
     members = {device.number, *device.partitions}
-    above = devices.family(device) - {device.parent, *_below(device)}
+    above = devices.above(device)
     if in_use := MountTable.read().using(above):
         raise Refused(f"a file system on it is mounted at {in_use[0]}")
     if above & devices.swaps():
         raise Refused("it is in use as swap")
     if len(above - members) > 0:
         raise Refused(f"it is part of {_names(above - members)}")
-    if loops := devices.loops_over(members):
+    try:
+        loops = devices.loops_over(members)
+    except OSError as error:
+        raise Refused(f"who uses it cannot be asked: {error}") from error
+    if loops:
         raise Refused(f"it is in use through {', '.join(loops)}: a pod has it as a raw volume")
-
-
-def _below(device: devices.Device) -> set[int]:
-    found: set[int] = set()
-    for number in device.below:
-        found |= {number} | _below(devices.read(number))
-    return found
 
 
 def _names(numbers: set[int]) -> str:

@@ -8,27 +8,32 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import msgspec
 
 from external_storage import get_logger
 from external_storage.worker import WorkerDied, WorkerError, WorkerProcess
-from local_volume_provisioner.cleaning import blocks, commands, directories
+from local_volume_provisioner import records
+from local_volume_provisioner.cleaning import blocks, commands, directories, guard
 from local_volume_provisioner.cleaning.commands import CommandFailed
 from local_volume_provisioner.cleaning.directories import MountTask
 from local_volume_provisioner.cleaning.guard import DeviceTask, Refused
 from local_volume_provisioner.config import ClassConfig
-from local_volume_provisioner.ledger import Ledger, Record, SavedClass, Use
+from local_volume_provisioner.ledger import Ledger, Record, Use
 from local_volume_provisioner.methods import MKFS, Method, MethodKind
+from local_volume_provisioner.records import Release
 from local_volume_provisioner.scan import Candidate, Kind
 
 log = get_logger(__name__)
 
 _DIRECTORY_S = 5.0
 _CALL_S = 30.0
-"""For what a directory is looked at and opened, on top."""
+"""For opening and looking."""
+_ASK_EVERY_S = 5.0
+"""Whether a command that runs is still wanted."""
 
 
 class Stopped(Exception):
@@ -90,6 +95,9 @@ class Cleaner:
         config: ClassConfig,
         *,
         uid: str,
+        claim: str = "",
+        cluster: str = "",
+        known: Record | None = None,
         wanted: Callable[[], bool],
         tell: Callable[[Progress], None] = lambda _: None,
     ) -> None:
@@ -99,13 +107,18 @@ class Cleaner:
             candidate: as it was found just now; its identity has been compared.
             config: with which method.
             uid: of the volume, empty when it has none any more.
+            claim: the UID of the claim that has let go of it; empty without a volume.
+            cluster: where that is.
+            known: what was on record when it was decided, None for nothing; if that has changed
+                since, whoever has changed it goes first.
             wanted: asked between steps: nobody uses it, nobody has called it off.
             tell: told after each step.
 
         Raises:
             CleaningFailed, Stopped, Refused.
         """
-        record = self._begin(candidate, config, uid)
+        known = known if known is not None else self._ledger.get(candidate.path)
+        record = records.begun(known, candidate, config, Release(uid, claim, cluster))
         worker = WorkerProcess(f"clean {candidate.path}")
         progress = Progress(since=time.monotonic())
         with self._lock:
@@ -115,9 +128,16 @@ class Cleaner:
             self.progress[candidate.path] = progress
         try:
             job = _Job(self, worker, candidate, config, record, progress, wanted, tell)
+            job.prepare()
+            # Only now: what has been refused is as it was, and the brake may still hold it.
+            self._swap(known, record)
             job.run()
+            done = msgspec.structs.replace(
+                job.record, use=Use.CLEAN, passes_done=0, bytes_done=0, method=""
+            )
+            self._swap(job.record, done)
         except WorkerDied as error:
-            if self._stopping:
+            if self._stopping or job.is_called_off:
                 raise Stopped from error
             raise CleaningFailed(str(error)) from error
         except (WorkerError, CommandFailed, OSError) as error:
@@ -126,36 +146,22 @@ class Cleaner:
             with self._lock:
                 del self._workers[candidate.path], self.progress[candidate.path]
             worker.close()
-        done = msgspec.structs.replace(
-            job.record, use=Use.CLEAN, passes_done=0, bytes_done=0, method=""
-        )
-        self._ledger.write([done])
 
-    def _begin(self, candidate: Candidate, config: ClassConfig, uid: str) -> Record:
-        """Before the first byte; the progress of an earlier life counts if nothing has changed."""
-        method = "delete files" if candidate.kind is Kind.MOUNT else str(config.method)
-        fresh = Record(
-            path=candidate.path,
-            saved_class=SavedClass.of(config),
-            use=Use.CLEANING,
-            identity=candidate.identity,
-            uid=uid,
-            method=method,
-        )
-        old = self._ledger.get(candidate.path)
-        if (
-            old is not None
-            and old.use is Use.CLEANING
-            and (old.uid, old.method, old.identity) == (uid, method, candidate.identity)
-        ):
-            fresh = msgspec.structs.replace(
-                fresh, passes_done=old.passes_done, bytes_done=old.bytes_done
-            )
-        self._ledger.write([fresh])
-        return fresh
+    def is_cleaning(self, path: str) -> bool:
+        with self._lock:
+            return path in self._workers
 
-    def checkpoint(self, record: Record) -> None:
-        self._ledger.write([record])
+    def is_on_record(self, record: Record) -> bool:
+        """Whether nobody has written anything else meanwhile: that it has a user, for one."""
+        return self._ledger.get(record.path) == record
+
+    def checkpoint(self, old: Record, record: Record) -> None:
+        """Raises Stopped when there is something else on record than ``old``."""
+        self._swap(old, record)
+
+    def _swap(self, old: Record | None, record: Record) -> None:
+        if not self._ledger.swap(old, record, record.path):
+            raise Stopped
 
     @property
     def limits(self) -> Limits:
@@ -181,6 +187,19 @@ class _Job:
     progress: Progress
     wanted: Callable[[], bool]
     tell: Callable[[Progress], None]
+    size: int = 0
+    """Of a device, in bytes."""
+    is_called_off: bool = False
+
+    def prepare(self) -> None:
+        """All that may be refused, before anything is changed or written down."""
+        if self.candidate.kind is Kind.MOUNT:
+            self.worker.call(directories.probe, self._mount(), timeout_s=_CALL_S)
+        elif self.config.method.in_place:
+            method = self.config.method
+            self.size = self.worker.call(blocks.begin, self._task(), method, timeout_s=_CALL_S)
+        else:
+            self.worker.call(guard.probe, self._task(), timeout_s=_CALL_S)
 
     def run(self) -> None:
         if self.candidate.kind is Kind.MOUNT:
@@ -194,29 +213,32 @@ class _Job:
         found = self.candidate
         return DeviceTask(found.mount_path, found.number, found.identity)
 
+    def _mount(self) -> MountTask:
+        found = self.candidate
+        return MountTask(found.mount_path, found.number, found.identity)
+
+    def _is_wanted(self) -> bool:
+        return self.cleaner.is_on_record(self.record) and self.wanted()
+
     def _check(self) -> None:
-        if self.cleaner.is_stopping() or not self.wanted():
+        if self.cleaner.is_stopping() or not self._is_wanted():
             raise Stopped
 
     def _directory(self) -> None:
-        found = self.candidate
-        task = MountTask(found.mount_path, found.number, found.identity)
         limit = _DIRECTORY_S + self.cleaner.limits.step_s
         while True:
             self._check()
-            if self.worker.call(directories.clean, task, _DIRECTORY_S, timeout_s=limit):
+            if self.worker.call(directories.clean, self._mount(), _DIRECTORY_S, timeout_s=limit):
                 return
             self.tell(self.progress)
 
     def _blocks(self, method: Method) -> None:
-        limit = self.cleaner.limits.step_s
-        size = self.worker.call(blocks.begin, self._task(), method, timeout_s=_CALL_S)
         if method.kind is not MethodKind.SIGNATURES:
-            self.progress.total = size * method.passes
+            self.progress.total = self.size * method.passes
             for number in range(self.record.passes_done, method.passes):
-                self._pass(method, size, is_last=number == method.passes - 1)
+                self._pass(method, self.size, is_last=number == method.passes - 1)
         self._check()
-        self.worker.call(blocks.finish, timeout_s=limit)
+        self.worker.call(blocks.finish, timeout_s=self.cleaner.limits.step_s)
 
     def _pass(self, method: Method, size: int, *, is_last: bool) -> None:
         while self.record.bytes_done < size:
@@ -231,25 +253,47 @@ class _Job:
         self._advance(passes=self.record.passes_done + 1, offset=0, size=size)
 
     def _advance(self, *, passes: int, offset: int, size: int) -> None:
-        self.record = msgspec.structs.replace(self.record, passes_done=passes, bytes_done=offset)
-        self.cleaner.checkpoint(self.record)
+        old = self.record
+        self.record = msgspec.structs.replace(old, passes_done=passes, bytes_done=offset)
+        self.cleaner.checkpoint(old, self.record)
         self.progress.done = passes * size + offset
         self.tell(self.progress)
 
     def _command(self, method: Method) -> None:
         self._check()
         limit, directory = self.cleaner.limits.command_s, self.cleaner.run_directory
-        if method.kind is MethodKind.REFORMAT:
-            mkfs = MKFS[self.config.fs_type or "ext4"]
-            said = self.worker.call(
-                commands.reformat, self._task(), mkfs, directory, timeout_s=limit
-            )
-        else:
-            said = self.worker.call(
-                commands.run, self._task(), method.command, directory, timeout_s=limit
-            )
+        with self._ended_when_unwanted():
+            if method.kind is MethodKind.REFORMAT:
+                mkfs = MKFS[self.config.fs_type or "ext4"]
+                said = self.worker.call(
+                    commands.reformat, self._task(), mkfs, directory, timeout_s=limit
+                )
+            else:
+                said = self.worker.call(
+                    commands.run, self._task(), method.command, directory, timeout_s=limit
+                )
         for line in said.splitlines():
             log.info("the cleaning command said", path=self.candidate.path, line=line)
+
+    @contextmanager
+    def _ended_when_unwanted(self) -> Iterator[None]:
+        """A command has no steps, and may take days: it is killed once it is called off."""
+        ended = threading.Event()
+
+        def ask() -> None:
+            while not ended.wait(_ASK_EVERY_S):
+                if not self._is_wanted():
+                    self.is_called_off = True
+                    self.worker.close()
+                    return
+
+        asking = threading.Thread(target=ask, name="still wanted", daemon=True)
+        asking.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            asking.join()
 
 
 def _reason(error: Exception) -> str:
