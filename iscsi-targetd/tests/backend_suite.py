@@ -38,6 +38,9 @@ class Bench:
     def deadline(self) -> Deadline:
         return Deadline(time.monotonic() + 60)
 
+    def within(self, seconds: float) -> Deadline:
+        return Deadline(time.monotonic() + seconds)
+
     def initiators(self, name: str) -> set[str]:
         exports = self.backend.exports(self.deadline)
         return {i for export in exports if export.volume == name for i in export.initiators}

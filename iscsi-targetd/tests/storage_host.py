@@ -88,10 +88,15 @@ class StorageHost:
         return self.guest.run(["iscsiadm", *argv], check=check)
 
     def log_in(
-        self, iqn: str, settings: Sequence[tuple[str, str]] = (), *, interface: str = "default"
+        self,
+        iqn: str,
+        settings: Sequence[tuple[str, str]] = (),
+        *,
+        interface: str = "default",
+        portal: Portal = PORTAL,
     ) -> int:
         """As the kubelet does it, with these settings of the node record; the exit code."""
-        record = ("-m", "node", "-T", iqn, "-p", str(PORTAL), "-I", interface)
+        record = ("-m", "node", "-T", iqn, "-p", str(portal), "-I", interface)
         self.iscsiadm(*record, "-o", "delete", check=False)
         self.iscsiadm(*record, "-o", "new")
         for key, value in settings:
@@ -106,8 +111,8 @@ class StorageHost:
         self.iscsiadm("-m", "iface", "-I", interface, "-o", "update", *name)
         return interface
 
-    def log_out(self, iqn: str) -> None:
-        self.iscsiadm("-m", "node", "-T", iqn, "-p", str(PORTAL), "--logout", check=False)
+    def log_out(self, iqn: str, *, portal: Portal = PORTAL) -> None:
+        self.iscsiadm("-m", "node", "-T", iqn, "-p", str(portal), "--logout", check=False)
 
     def disk(self, iqn: str) -> str:
         """The device file of LUN 0."""

@@ -17,7 +17,11 @@ from tests.fake_host import GROUP, IQN, MIB, OWNER, PORTAL, THIN, FakeHost
 
 from external_storage import (
     Infeasible,
+    Owner,
+    OwnerUnknown,
+    ProvisionerError,
     ProvisioningFailed,
+    Unchanged,
 )
 from iscsi_targetd_provisioner.backend import Access, Grade
 from iscsi_targetd_provisioner.chap import Chap
@@ -162,6 +166,59 @@ def test_another_pool_than_those_configured_is_not_used(host: FakeHost) -> None:
         bench.backend.create(GROUP, NAME, 8 * MIB, deadline=bench.deadline)
     with pytest.raises(ProvisioningFailed, match="pool vg-iscsi is not configured"):
         bench.backend.resize(GROUP, NAME, 8 * MIB, deadline=bench.deadline)
+    assert host.lvm.volumes == {}
+
+
+def test_a_helper_that_is_installed_for_one_pool_touches_no_other(host: FakeHost) -> None:
+    server = host.server(THIN)
+    args: dict[str, Any] = {"name": NAME, "size": 8 * MIB, "owner": [OWNER], "overcommit": 1.0}
+    [answer] = server.batch([request("create", pool=GROUP, **args)])
+    assert answer["error"]["text"] == f"pool {GROUP} is not one of those allowed here: {THIN}"
+    [answer] = server.batch([request("create", pool=THIN, **args)])
+    assert answer["result"] == 8 * MIB
+
+
+def test_a_thin_pool_promises_no_more_than_it_may(host: FakeHost) -> None:
+    """64 MiB; what is there counts with all that it may grow to, not with what it has."""
+    for overcommit, most in ((1.0, 64), (2.0, 128)):
+        bench = Bench(host.backend(pools={THIN: overcommit}), THIN)
+        bench.backend.create(THIN, NAME, 32 * MIB, deadline=bench.deadline)
+        with pytest.raises(Infeasible, match=f"has {(most - 32) * MIB} bytes left to promise"):
+            bench.backend.create(THIN, "pvc-2", (most - 31) * MIB, deadline=bench.deadline)
+        with pytest.raises(Infeasible, match="left to promise"):
+            bench.backend.resize(THIN, NAME, (most + 1) * MIB, deadline=bench.deadline)
+        grown = bench.backend.resize(THIN, NAME, most * MIB, deadline=bench.deadline)
+        assert grown.size == most * MIB
+        bench.remove(NAME)
+
+
+def test_volumes_of_another_cluster_are_another_ones(host: FakeHost) -> None:
+    """Both have the default provisioner name."""
+    names = ("iscsi-targetd",)
+    ours = Bench(host.backend(owner=lambda: Owner("cluster-1", names)), GROUP)
+    theirs = Bench(host.backend(owner=lambda: Owner("cluster-2", names)), GROUP)
+    ours.make(NAME, ONE)
+    assert (ours.names(), theirs.names()) == ({NAME}, set())
+    for call in (theirs.backend.unexport, theirs.backend.destroy):
+        with pytest.raises(ProvisionerError):
+            call(GROUP, NAME, deadline=theirs.deadline)
+    assert TARGET in host.rtslib.targets
+    # Under another name of ours they stay ours.
+    renamed = Owner("cluster-1", ("example.com/new", "iscsi-targetd"))
+    later = Bench(host.backend(owner=lambda: renamed), GROUP)
+    assert later.names() == {NAME}
+    later.make("pvc-2", ONE)
+    assert ours.names() == {NAME}
+    later.remove(NAME)
+
+
+def test_without_knowing_which_cluster_this_is_nothing_is_made(host: FakeHost) -> None:
+    def unknown() -> Owner:
+        raise OwnerUnknown("not allowed to")
+
+    bench = Bench(host.backend(owner=unknown), GROUP)
+    with pytest.raises(Unchanged, match="not allowed to"):
+        bench.make(NAME, ONE)
     assert host.lvm.volumes == {}
 
 
@@ -362,7 +419,7 @@ def request(op: str, *, waited: float = 0.0, limit_s: float = 60.0, **args: Any)
 
 def test_a_change_is_not_begun_with_too_little_time_left(host: FakeHost) -> None:
     server = host.server()
-    args: dict[str, Any] = {"pool": GROUP, "name": NAME, "size": 8 * MIB, "owner": OWNER}
+    args: dict[str, Any] = {"pool": GROUP, "name": NAME, "size": 8 * MIB, "owner": [OWNER]}
     args["overcommit"] = 1.0
     [answer] = server.batch([request("create", waited=50.0, **args)])
     assert answer["error"]["kind"] == "busy"
@@ -390,7 +447,7 @@ def test_what_has_waited_when_its_sender_goes_is_not_begun(host: FakeHost) -> No
         args = (source, lambda _answer: None, host.server())
         helper = threading.Thread(target=serve.serve, args=args)
         helper.start()
-        given = {"pool": GROUP, "size": 8 * MIB, "owner": OWNER, "overcommit": 1.0}
+        given = {"pool": GROUP, "size": 8 * MIB, "owner": [OWNER], "overcommit": 1.0}
         for name in (NAME, "pvc-2"):
             message = {"id": 1, "op": "create", "args": {**given, "name": name}}
             os.write(end, json.dumps(message).encode() + b"\n")

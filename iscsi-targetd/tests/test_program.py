@@ -203,7 +203,7 @@ def test_secrets_are_told_nowhere_not_even_at_debug_level(cluster: Cluster) -> N
     cluster.client.create(Secret, body, namespace=cluster.namespace)
     sandbox = cluster.start()
     program = cluster.programs[0]
-    refused = []
+    refused: list[str] = []
 
     def fault(method: str, do: Callable[[], Any]) -> Any:
         """Once, with words that have the arguments in them."""

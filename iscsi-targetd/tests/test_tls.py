@@ -11,7 +11,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 from tests.targetd_server import MIB, PASSWORD, USER, Model, TargetdServer
 
-from external_storage import Deadline, Unchanged
+from external_storage import Deadline, Owner, Unchanged
 from external_storage.testing.certificates import CertificateAuthority
 from iscsi_targetd_provisioner.backend import Backend
 from iscsi_targetd_provisioner.observing import Observations
@@ -44,7 +44,7 @@ def backend(directory: Path, **config: str) -> Backend:
     path = directory / "servers.yaml"
     path.write_text(json.dumps({"servers": {"storage": {"type": "targetd", **files, **config}}}))
     observe = Observations(CollectorRegistry()).of("storage")
-    return read_servers(path)["storage"].build("storage", "owner", observe)
+    return read_servers(path)["storage"].build("storage", lambda: Owner("cluster", ("a",)), observe)
 
 
 def soon() -> Deadline:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from external_storage import Deadline, Infeasible, PersistentVolume, ProvisioningFailed
+from external_storage import Deadline, Infeasible, Owner, PersistentVolume, ProvisioningFailed
 from external_storage.kube.quantity import from_bytes
 from iscsi_targetd_provisioner.backend import Pool
 from iscsi_targetd_provisioner.observing import Observations
@@ -137,7 +137,9 @@ def _wish(asked: IscsiTargetdParameters) -> str:
     return f"{kind}{asked.wanted_pool}".strip() or "at all"
 
 
-def build_fleet(settings: IscsiTargetdSettings, observations: Observations, *, owner: str) -> Fleet:
+def build_fleet(
+    settings: IscsiTargetdSettings, observations: Observations, *, owner: Callable[[], Owner]
+) -> Fleet:
     """The fleet of the settings. Raises ``BadServers``."""
     if settings.servers_file is None:
         config = _config_of_flags(settings)

@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry
 
 from external_storage import (
     Deadline,
+    Owner,
     PersistentVolume,
     PersistentVolumeClaim,
     Problems,
@@ -26,6 +27,7 @@ from external_storage.kube import auth
 from external_storage.kube.client import Client
 from external_storage.kube.errors import KubeError
 from external_storage.kube.names import ANN_PROVISIONED_BY
+from external_storage.owner import read_cluster
 from iscsi_targetd_provisioner.backend import Grade
 from iscsi_targetd_provisioner.fleet import Fleet, Place, build_fleet
 from iscsi_targetd_provisioner.helper_session import INSTALLED_PATH
@@ -101,7 +103,7 @@ def _command(
         texts = {key: value for key, value in own.items() if value is not None}
         settings = IscsiTargetdSettings.from_texts({"provisioner_name": default_name, **texts})
         observations = Observations(CollectorRegistry())
-        fleet = build_fleet(settings, observations, owner=settings.provisioner_name)
+        fleet = build_fleet(settings, observations, owner=lambda: _owner(settings))
         try:
             return work(fleet, settings, **given)
         finally:
@@ -235,6 +237,14 @@ def _name(claim: PersistentVolumeClaim, settings: IscsiTargetdSettings) -> str:
 
 def _client(settings: IscsiTargetdSettings) -> Client:
     return Client(auth.load(kubeconfig=settings.kubeconfig, master=settings.master))
+
+
+def _owner(settings: IscsiTargetdSettings) -> Owner:
+    client = _client(settings)
+    try:
+        return Owner(read_cluster(client), settings.names)
+    finally:
+        client.close()
 
 
 def _deadline() -> Deadline:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from external_storage import Deadline, Infeasible, ProvisionerError, ProvisioningFailed
+from external_storage import Deadline, Infeasible, Owner, ProvisionerError, ProvisioningFailed
 from iscsi_targetd_provisioner.backend import (
     Access,
     Backend,
@@ -31,7 +31,7 @@ class LioSsh(Backend):
         name: str,
         login: Login,
         *,
-        owner: str,
+        owner: Callable[[], Owner] | str,
         iqn: str,
         pools: Mapping[str, float],
         listen: tuple[Portal, ...] = (),
@@ -42,7 +42,7 @@ class LioSsh(Backend):
     ) -> None:
         """
         Args:
-            owner: what our logical volumes are tagged with: the provisioner name.
+            owner: what our logical volumes are tagged with, or who tells; asked when it is needed.
             iqn: what the names of targets begin with.
             pools: by name, how many times its size a thin pool may promise.
             listen: what targets listen on, if it is not what nodes are told.
@@ -71,7 +71,7 @@ class LioSsh(Backend):
         return [Pool(**entry) for entry in found]
 
     def volumes(self, deadline: Deadline) -> list[Volume]:
-        found = self._ask("volumes", {"owner": self._owner}, deadline)
+        found = self._ask("volumes", {"owner": self._owners()}, deadline)
         volumes = (Volume(**entry) for entry in found)
         return [volume for volume in volumes if volume.pool in self._pools]
 
@@ -152,7 +152,14 @@ class LioSsh(Backend):
         return self._helper.request(op, args, deadline)
 
     def _volume(self, pool: str, name: str) -> dict[str, Any]:
-        return {"pool": pool, "name": name, "owner": self._owner}
+        return {"pool": pool, "name": name, "owner": self._owners()}
+
+    def _owners(self) -> list[str]:
+        """With the name of the cluster: another one may use the same host."""
+        if isinstance(self._owner, str):
+            return [self._owner]
+        owner = self._owner()
+        return [f"{owner.cluster}/{name}" for name in owner.names]
 
     def _must_use(self, pool: str) -> None:
         if not self.may_use(pool):

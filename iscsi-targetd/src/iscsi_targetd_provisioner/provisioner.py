@@ -87,7 +87,7 @@ class IscsiTargetdProvisioner(Provisioner[IscsiTargetdSettings, IscsiTargetdPara
 
     def start(self) -> None:
         try:
-            self._fleet = build_fleet(self.settings, self._observations, owner=self.context.name)
+            self._fleet = build_fleet(self.settings, self._observations, owner=self.context.owner)
         except BadServers as error:
             raise CannotStart(str(error)) from error
         self._luns.default = self._fleet.default

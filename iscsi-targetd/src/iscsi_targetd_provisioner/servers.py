@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import ssl
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import msgspec
 import yaml
 
-from external_storage import Deadline
+from external_storage import Deadline, Owner
 from iscsi_targetd_provisioner import rpc
 from iscsi_targetd_provisioner.backend import Backend
 from iscsi_targetd_provisioner.lio_ssh import LioSsh
@@ -113,7 +113,7 @@ class TargetdConfig(_ServerConfig, frozen=True, kw_only=True, tag="targetd"):
         if not 0 <= self.max_lun <= _MAX_LUN:
             yield f"maxLun: {self.max_lun} is not between 0 and {_MAX_LUN}"
 
-    def build(self, name: str, owner: str, observe: Observer) -> Backend:
+    def build(self, name: str, owner: Callable[[], Owner], observe: Observer) -> Backend:
         account = rpc.Account.from_files(Path(self.username_file), Path(self.password_file))
         return build_targetd(name, self, account, observe)
 
@@ -154,7 +154,7 @@ class LioConfig(_ServerConfig, frozen=True, kw_only=True, tag="lio-ssh"):
         entries = (PoolConfig(name=p) if isinstance(p, str) else p for p in self.pools)
         return {entry.name: entry.overcommit for entry in entries}
 
-    def build(self, name: str, owner: str, observe: Observer) -> Backend:
+    def build(self, name: str, owner: Callable[[], Owner], observe: Observer) -> Backend:
         return LioSsh(
             name,
             self.ssh.login(),

@@ -26,7 +26,7 @@ LVM_WORDS = (
 )
 NAME = re.compile(r"[a-zA-Z0-9]([a-zA-Z0-9.-]{0,125}[a-zA-Z0-9])?")
 POOL = re.compile(r"[a-zA-Z0-9_.+][a-zA-Z0-9_.+-]{0,126}(/[a-zA-Z0-9_.+][a-zA-Z0-9_.+-]{0,126})?")
-OWNER = re.compile(r"[a-zA-Z0-9_.+/=!:&#-]{1,253}")
+OWNER = re.compile(r"[a-zA-Z0-9_.+/=!:&#-]{1,400}")
 
 
 class Refused(Exception):

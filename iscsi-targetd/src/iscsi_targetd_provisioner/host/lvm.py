@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ FIELDS = "vg_name,lv_name,lv_size,pool_lv,lv_tags,lv_attr,data_percent,metadata_
 SYS = Path("/sys/class/block")
 
 Row = dict[str, str]
+Owners = Sequence[str]
+"""All that we are called; new volumes are tagged with the first."""
 
 
 class Lvm:
@@ -33,7 +35,7 @@ class Lvm:
     def rows(self, *what: str) -> list[Row]:
         return self.report("lvs", FIELDS, *what)
 
-    def owned(self, pool: str, name: str, owner: str) -> Row | None:
+    def owned(self, pool: str, name: str, owners: Owners) -> Row | None:
         """A volume that is ours; None if it is not there; ``Refused`` if it is another's."""
         what = f"{group_of(pool)}/{name}"
         try:
@@ -42,16 +44,16 @@ class Lvm:
             if error.kind == "not_found":
                 return None
             raise
-        if TAG + owner not in row["lv_tags"].split(","):
-            text = f"logical volume {what} is not tagged {TAG}{owner}: it is left alone"
+        if not _is_of(row, owners):
+            text = f"logical volume {what} is not tagged {TAG}{owners[0]}: it is left alone"
             raise Refused("foreign", text)
         return row
 
-    def volumes(self, owner: str) -> list[dict[str, Any]]:
+    def volumes(self, owners: Owners) -> list[dict[str, Any]]:
         return [
             {"pool": pool_of(row), "name": row["lv_name"], "size": int(row["lv_size"])}
             for row in self.rows()
-            if TAG + owner in row["lv_tags"].split(",")
+            if _is_of(row, owners)
         ]
 
     def pools(self, wanted: Iterable[tuple[str, float]]) -> list[dict[str, Any]]:
@@ -60,11 +62,11 @@ class Lvm:
         groups = {row["vg_name"]: row for row in self.report("vgs", "vg_name,vg_size,vg_free")}
         return [_pool(name, factor, rows, groups) for name, factor in wanted]
 
-    def create(self, pool: str, name: str, size: int, owner: str, overcommit: float) -> int:
+    def create(self, pool: str, name: str, size: int, owners: Owners, overcommit: float) -> int:
         """Make a volume, or take over ours; its size."""
         group, _, thin = pool.partition("/")
         argv = ["lvcreate", "--quiet", "--quiet", "--yes", "--name", name]
-        argv += ["--addtag", TAG + owner]
+        argv += ["--addtag", TAG + owners[0]]
         if thin:
             self._check_thin(pool, name, size, overcommit)
             argv += ["--type", "thin", "--virtualsize", in_sectors(size), "--thinpool", thin, group]
@@ -78,13 +80,13 @@ class Lvm:
                 raise
         else:
             return device_size(device_of(pool, name))
-        row = self.owned(pool, name, owner)
+        row = self.owned(pool, name, owners)
         if row is None or row["pool_lv"] != thin:
             raise Refused("foreign", f"logical volume {group}/{name} is not of pool {pool}")
-        return self.resize(pool, name, size, owner, overcommit)
+        return self.resize(pool, name, size, owners, overcommit)
 
-    def resize(self, pool: str, name: str, size: int, owner: str, overcommit: float) -> int:
-        row = self.owned(pool, name, owner)
+    def resize(self, pool: str, name: str, size: int, owners: Owners, overcommit: float) -> int:
+        row = self.owned(pool, name, owners)
         if row is None:
             raise Refused("not_found", f"logical volume {group_of(pool)}/{name} does not exist")
         if int(row["lv_size"]) >= size:
@@ -95,8 +97,8 @@ class Lvm:
         change(["lvextend", "--quiet", "--quiet", "--size", in_sectors(size), what], self.limit_s())
         return device_size(device_of(pool, name))
 
-    def destroy(self, pool: str, name: str, owner: str) -> None:
-        if self.owned(pool, name, owner) is not None:
+    def destroy(self, pool: str, name: str, owners: Owners) -> None:
+        if self.owned(pool, name, owners) is not None:
             what = f"{group_of(pool)}/{name}"
             change(["lvremove", "--quiet", "--quiet", "--yes", what], self.limit_s())
 
@@ -107,6 +109,10 @@ class Lvm:
         if size > free:
             text = f"thin pool {pool} has {max(free, 0)} bytes left to promise, not {size}"
             raise Refused("no_space", text)
+
+
+def _is_of(row: Row, owners: Owners) -> bool:
+    return not {TAG + owner for owner in owners}.isdisjoint(row["lv_tags"].split(","))
 
 
 def group_of(pool: str) -> str:

@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 from iscsi_targetd_provisioner.host.common import NAME, OWNER, POOL, Refused
 from iscsi_targetd_provisioner.host.diagnose import Diagnosis
 from iscsi_targetd_provisioner.host.lio import Lio
-from iscsi_targetd_provisioner.host.lvm import Lvm
+from iscsi_targetd_provisioner.host.lvm import Lvm, Owners
 
 PROTOCOL = 2
 OWN_LOCK = "/run/external-storage-iscsi.lock"
@@ -71,40 +71,40 @@ class Server:
     def pools(self, pools: list[list[Any]]) -> list[dict[str, Any]]:
         return self.lvm.pools([(self._pool(name), float(factor)) for name, factor in pools])
 
-    def create(self, pool: str, name: str, size: int, owner: str, overcommit: float) -> int:
+    def create(self, pool: str, name: str, size: int, owner: Owners, overcommit: float) -> int:
         where = self._pool(pool), _name(name)
         made = self.lvm.create(*where, int(size), _owner(owner), float(overcommit))
         self.ours.add(f"{pool}/{name}")
         return made
 
-    def resize(self, pool: str, name: str, size: int, owner: str, overcommit: float) -> int:
+    def resize(self, pool: str, name: str, size: int, owner: Owners, overcommit: float) -> int:
         where = self._pool(pool), _name(name)
         return self.lvm.resize(*where, int(size), _owner(owner), float(overcommit))
 
-    def destroy(self, pool: str, name: str, owner: str) -> None:
+    def destroy(self, pool: str, name: str, owner: Owners) -> None:
         where = self._pool(pool), _name(name)
         if self.lio.backstore(name) is not None:
             raise Refused("in_use", f"volume {name} is exported")
         self.lvm.destroy(*where, _owner(owner))
         self.ours.discard(f"{pool}/{name}")
 
-    def export(self, pool: str, name: str, owner: str, **access: Any) -> Any:  # noqa: ANN401
+    def export(self, pool: str, name: str, owner: Owners, **access: Any) -> Any:  # noqa: ANN401
         self._must_be_ours(pool, name, owner)
         portals = [(str(host), int(port)) for host, port in access.pop("portals")]
         return self.lio.export(pool, name, portals=portals, **access)
 
-    def unexport(self, pool: str, name: str, owner: str, iqn: str) -> None:
+    def unexport(self, pool: str, name: str, owner: Owners, iqn: str) -> None:
         where = self._pool(pool), _name(name)
         if f"{pool}/{name}" not in self.ours:
             # Gone is well; another's, or not to be told while its volume group is away, is not.
             self.lvm.owned(*where, _owner(owner))
         self.lio.unexport(*where, iqn)
 
-    def set_auth(self, pool: str, name: str, owner: str, chap: Any) -> list[str]:  # noqa: ANN401
+    def set_auth(self, pool: str, name: str, owner: Owners, chap: Any) -> list[str]:  # noqa: ANN401
         self._must_be_ours(pool, name, owner)
         return self.lio.set_auth(name, chap)
 
-    def _must_be_ours(self, pool: str, name: str, owner: str) -> None:
+    def _must_be_ours(self, pool: str, name: str, owner: Owners) -> None:
         if f"{pool}/{name}" in self.ours:
             return
         if self.lvm.owned(self._pool(pool), _name(name), _owner(owner)) is None:
@@ -187,10 +187,11 @@ def _name(text: str) -> str:
     return text
 
 
-def _owner(text: str) -> str:
-    if not OWNER.fullmatch(text):
-        raise Refused("invalid", f"{text!r} cannot be a tag of LVM")
-    return text
+def _owner(texts: Owners) -> Owners:
+    for text in texts:
+        if not OWNER.fullmatch(text):
+            raise Refused("invalid", f"{text!r} cannot be a tag of LVM")
+    return texts
 
 
 @contextlib.contextmanager
