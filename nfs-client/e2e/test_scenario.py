@@ -14,7 +14,7 @@ from external_storage.testing.cluster.space import Space
 from external_storage.testing.waiting import wait_until
 
 SHARE = "/persistentvolumes"
-ARCHIVING, REMOVING = "nfs-client", "nfs-client-delete"
+ARCHIVING, REMOVING = "nfs-directory", "nfs-directory-delete"
 POD = "/spec/template/spec"
 
 
