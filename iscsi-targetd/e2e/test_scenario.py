@@ -47,7 +47,7 @@ def storage(
 def make_storage_host(guest: Guest, directory: Path) -> Path:
     """The guest is storage host too: a volume group with a thin pool, and a key that may log in."""
     let_in(guest, directory, host=layout.GUEST_ADDRESS)
-    make_volume_group(guest, GROUP, size=1024 * MIB, thin_pool=512 * MIB)
+    make_volume_group(guest, GROUP, size=1024 * MIB, thin_pool=768 * MIB)
     server = {
         "type": "lio-ssh",
         "ssh": {
@@ -134,45 +134,68 @@ def requested(mib: int) -> dict[str, Any]:
     return {"resources": {"requests": {"storage": f"{mib}Mi"}}}
 
 
-def test_a_pod_logs_in_with_chap_and_sees_its_volume_grow(
+def secrets_told(deployed: Deployed, guest: Guest | None) -> list[str]:
+    """Where the password can be read that should not show it."""
+    found = [pod for pod in deployed.pods() if PASSWORD in deployed.kubectl("logs", pod)]
+    if PASSWORD in deployed.site.kubectl("get", "events", "--all-namespaces", "-o", "json"):
+        found.append("events")
+    if guest is not None and PASSWORD in guest.run("cat /proc/[0-9]*/cmdline", check=False):
+        found.append("arguments")
+    return found
+
+
+def test_a_pod_logs_in_and_sees_its_volumes_grow(
     deployed: Deployed,
     space: Space,
     kernel_node: str,
     chap_class: str,
     joined_guest: Guest | None,
 ) -> None:
-    space.claim("data", chap_class, **ONCE, **requested(64))
-    volume = space.bound("data")
-    assert volume.spec.iscsi is not None
-    assert volume.spec.iscsi.secret_ref["name"] == "iscsi-chap"
-    hold = "echo precious > /data/file && sync && while [ ! -e /data/end ]; do sleep 0.2; done"
-    show = "grep ' /data ' /proc/mounts && cat /data/file"
-    space.start("holder", f"{hold}; {show}", claims={"/data": "data"}, node=kernel_node)
+    """One with CHAP and ext4, one of the class as it is in the manifests: xfs."""
+    sizes = {"chap": (chap_class, 64, 128), "plain": (CLASS, 320, 400)}
+    for name, (storage_class, size, _) in sizes.items():
+        space.claim(name, storage_class, **ONCE, **requested(size))
+    volumes = {name: space.bound(name) for name in sizes}
+    source = volumes["chap"].spec.iscsi
+    assert source is not None
+    assert source.secret_ref["name"] == "iscsi-chap"
+    hold = "echo precious | tee /chap/file > /plain/file && sync"
+    wait = "while [ ! -e /chap/end ]; do sleep 0.2; done"
+    show = "grep -E ' /(chap|plain) ' /proc/mounts && cat /chap/file /plain/file"
+    mounted = {f"/{name}": name for name in sizes}
+    space.start("holder", f"{hold}; {wait}; {show}", claims=mounted, node=kernel_node)
     space.running("holder")
-    blocks = ("exec", "holder", "--", "stat", "-f", "-c", "%b %S", "/data")
 
-    def size() -> int:
-        count, each = space.kubectl(*blocks).split()
+    def in_use(name: str) -> int:
+        blocks = space.kubectl("exec", "holder", "--", "stat", "-f", "-c", "%b %S", f"/{name}")
+        count, each = blocks.split()
         return int(count) * int(each)
 
-    assert size() < 64 * MIB
-    space.site.client.patch(
-        PersistentVolumeClaim, "data", {"spec": requested(128)}, namespace=space.name
-    )
-    explain = lambda: space.kubectl("describe", "pvc", "data")  # noqa: E731
-    # The node-agent has grown the file system in use, and ended the claim's expansion.
-    wait_until(lambda: space.capacity("data") == 128 * MIB, "the claim has grown", explain=explain)
-    assert size() > 100 * MIB
-    space.kubectl("exec", "holder", "--", "touch", "/data/end")
+    for name, (_, before, after) in sizes.items():
+        assert in_use(name) < before * MIB
+        space.site.client.patch(
+            PersistentVolumeClaim, name, {"spec": requested(after)}, namespace=space.name
+        )
+    for name, (_, before, after) in sizes.items():
+        # The node-agent has grown the file system in use, and ended the claim's expansion.
+        wait_until(
+            lambda name=name, size=after * MIB: space.capacity(name) == size,  # type: ignore[misc]
+            f"the claim {name} has grown",
+            limit_s=300,
+            explain=lambda name=name: space.kubectl("describe", "pvc", name),  # type: ignore[misc]
+        )
+        assert in_use(name) > before * MIB
+    space.kubectl("exec", "holder", "--", "touch", "/chap/end")
     printed = space.ended("holder")
     assert " ext4 " in printed
-    assert "precious" in printed
+    assert " xfs " in printed
+    assert printed.count("precious") == 2
+    assert secrets_told(deployed, joined_guest) == []
     space.kubectl("delete", "pod", "holder")
-    space.delete_claim("data")
+    for name in sizes:
+        space.delete_claim(name)
     assert left(deployed) == ""
     assert on_host(joined_guest) == []
-    logs = deployed.kubectl("logs", f"deployment/{NAME}")
-    assert PASSWORD not in logs
 
 
 def test_a_raw_device_is_written_by_one_pod_and_read_by_the_next(
