@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,12 +22,22 @@ TEMPLATE = "/spec/template/spec"
 
 
 @pytest.fixture(scope="module")
-def prepared(site: Site) -> None:
-    """What the README asks an admin for: a directory and a label."""
-    admin = Space.create(site, "nfs-scenario-preparation")
-    admin.on_node(site.node_name, f"mkdir -p /node{ROOT}")
-    admin.delete()
-    site.kubectl("label", "node", site.node_name, f"{LABEL}=true", "--overwrite")
+def prepared(site: Site) -> Iterator[None]:
+    """What the README asks an admin for: a directory, which must be new, and a label."""
+    node = site.node_name
+    _on_node(site, node, f"mkdir -p /node{Path(ROOT).parent} && mkdir /node{ROOT}")
+    site.kubectl("label", "node", node, f"{LABEL}=true")
+    yield
+    site.kubectl("label", "node", node, f"{LABEL}-")
+    _on_node(site, node, f"rm -r /node{ROOT}")
+
+
+def _on_node(site: Site, node: str, script: str) -> None:
+    admin = Space.create(site, f"nfs-scenario-{uuid.uuid4().hex[:8]}")
+    try:
+        admin.on_node(node, script)
+    finally:
+        admin.delete()
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +124,9 @@ def test_a_drained_node_loses_no_claim(deployed: Deployed, space: Space, site: S
     space.claim("before", CLASS)
     space.bound("before")
     space.claim("during", CLASS)
-    drain = ("--ignore-daemonsets", "--delete-emptydir-data", "--force", "--timeout=120s")
+    # Only the provisioner: on a cluster that was given, other pods are somebody's.
+    selected = "--pod-selector=app.kubernetes.io/name=nfs-provisioner"
+    drain = (selected, "--delete-emptydir-data", "--timeout=120s")
     site.kubectl("drain", node, *drain, limit_s=130)
     try:
         space.claim("after", CLASS)

@@ -113,6 +113,18 @@ class Deployed:
         self.kubectl("delete", "--force", "--grace-period=0", *self.pods())
 
 
+def refuse_occupied(site: Site, manifests: Path) -> None:
+    """``ClusterError`` if something of a package's ``deploy/`` is on the cluster: it is somebody's,
+    and would be changed, and deleted at the end."""
+    found = site.kubectl("get", "-k", str(manifests), "--ignore-not-found", "-o", "name").split()
+    if found:
+        raise ClusterError(
+            f"there is already {', '.join(found)}: the scenario would take it over and delete it "
+            f"with its data. Use another cluster; or, if it was left by a scenario: kubectl delete "
+            f"-k {manifests}"
+        )
+
+
 def _without_capabilities(
     workloads: Iterable[Mapping[str, Any]], lacking: Set[str]
 ) -> Iterator[dict[str, Any]]:

@@ -19,7 +19,7 @@ import pytest
 from external_storage.testing.access import ControlPlaneError
 from external_storage.testing.cluster import layout
 from external_storage.testing.cluster.cluster import Cluster
-from external_storage.testing.cluster.deployed import Deployed, Site
+from external_storage.testing.cluster.deployed import Deployed, Site, refuse_occupied
 from external_storage.testing.cluster.existing import ExistingCluster
 from external_storage.testing.cluster.space import Space
 from external_storage.testing.guest import Guest
@@ -122,6 +122,13 @@ def nfs_export(request: pytest.FixtureRequest, joined_guest: Guest | None) -> Nf
     if not server or not path.startswith("/"):
         pytest.skip("on an existing cluster it needs --nfs-export SERVER:/PATH")
     return NfsExport(server=server, path=path)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def unoccupied(request: pytest.FixtureRequest, site: Site) -> None:
+    """Before anything is prepared on a cluster that is given: no installation is to be harmed."""
+    if isinstance(site, ExistingCluster):
+        refuse_occupied(site, request.path.parent.parent / "deploy")
 
 
 @pytest.fixture(scope="module")
