@@ -224,6 +224,19 @@ def test_calls_of_threads_come_one_after_another(process: WorkerProcess) -> None
     assert sorted(results) == [n * n for n in range(20)]
 
 
+def test_a_call_whose_turn_comes_too_late_is_not_begun_and_kills_nobody(
+    process: WorkerProcess,
+) -> None:
+    pid = process.call(os.getpid, timeout_s=LONG_S)
+    process._turn.acquire()
+    release = threading.Timer(1.7, process._turn.release)
+    release.start()
+    with pytest.raises(worker.NoTurn):
+        process.call(os.getpid, timeout_s=2.0)
+    release.join()
+    assert process.call(os.getpid, timeout_s=LONG_S) == pid
+
+
 def test_a_call_whose_turn_never_comes_kills_nobody(process: WorkerProcess) -> None:
     pid = process.call(os.getpid, timeout_s=LONG_S)
     with process._turn, pytest.raises(worker.NoTurn, match="no turn"):

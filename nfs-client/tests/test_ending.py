@@ -98,7 +98,7 @@ def test_an_unsaved_volume_does_not_take_the_directory_of_one_of_nfs_subdir_alon
 
 
 def test_a_server_that_has_never_been_read_holds_up_no_clean_up_elsewhere(
-    site_on: Any, share: Path, share_entry: Any, tmp_path: Path
+    site_on: Any, share: Path, share_entry: Any, tmp_path: Path, wait_until: Any
 ) -> None:
     site = site_on(share)
     absent = tmp_path / "absent"
@@ -107,8 +107,16 @@ def test_a_server_that_has_never_been_read_holds_up_no_clean_up_elsewhere(
     two = site_on(
         share, others={"away": {**share_entry(share), "path": "/away", "mountPoint": str(absent)}}
     )
+    wait_until(lambda: two.provisioner.check() is None, "the other one has been looked at")
     two.provisioner.discard(record)
     assert (site.found(), site.records()) == ([], [])
+
+
+@pytest.mark.parametrize("path", [".external-storage/trash", "a\nb", "a/" + "b" * 300])
+def test_n17_a_volume_with_a_path_that_none_can_have_is_refused(site: Any, path: str) -> None:
+    with pytest.raises(ProvisioningFailed, match="nothing is removed"):
+        site.provisioner.delete(of_nfs_subdir("pvc-old", f"/exports/share/{path}"))
+    assert (site.share / ".external-storage/trash").is_dir()
 
 
 def test_n26_archives_of_one_name_are_all_kept_and_are_renamed_not_copied(site: Any) -> None:

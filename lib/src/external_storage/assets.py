@@ -13,6 +13,7 @@ import os
 import re
 import threading
 import weakref
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -204,8 +205,11 @@ class AssetRecords:
 
     def all(self) -> list[AssetRecord]:
         """Every readable record, by name; a damaged one is logged and left alone."""
+        return self._readable(self._files.names())
+
+    def _readable(self, names: Iterable[str]) -> list[AssetRecord]:
         records = []
-        for name in self._files.names():
+        for name in names:
             try:
                 record = self.get(name)
             except (DamagedRecord, ValueError) as error:

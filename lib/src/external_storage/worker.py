@@ -34,6 +34,8 @@ Ts = TypeVarTuple("Ts")
 
 _LENGTH = struct.Struct("!Q")
 _BEGIN_LIMIT_S = 60.0  # for the interpreter and the function's imports, on a machine that is busy
+_LEAST_OF_TIME = 0.25
+"""Of a call's time: with less left when its turn comes it is not begun."""
 _DIE_LIMIT_S = 2.0  # between SIGKILL and the end of a process that can die
 _BEGAN = b"began"
 _BOOT = (
@@ -106,7 +108,8 @@ class WorkerProcess:
 
         Raises:
             WorkerTimeout: the deadline is over and the process killed.
-            NoTurn: the turn never came; a WorkerTimeout, too.
+            NoTurn: the turn never came, or so late that the function would be killed for it; a
+                WorkerTimeout, too.
             WorkerDied: the process ended during the call.
             WorkersStuck: ``max_stuck`` processes cannot be killed.
             WorkerError: after ``close``; for a result or exception that cannot be pickled.
@@ -120,6 +123,8 @@ class WorkerProcess:
         try:
             # What the turn has taken is off the caller's time; what a start takes is not.
             left_s = deadline - time.monotonic()
+            if left_s < timeout_s * _LEAST_OF_TIME:
+                raise NoTurn(f"worker {self.name}: the turn came with only {left_s:.1f} s left")
             try:
                 channel, answer = self._begin(request)
                 if answer == _BEGAN:

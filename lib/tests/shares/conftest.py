@@ -90,6 +90,9 @@ def pid(site):
 def hang(site):
     os.kill(os.getpid(), signal.SIGSTOP)
 
+def fail(site, number):
+    raise OSError(number, os.strerror(number), ".snapshot")
+
 def look_below_a_file(site):
     (site.base / "file").touch()
     return making.look(site, ("file", "below"))

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from external_storage import assets
 from external_storage.assets import AssetRecord, AssetState, DamagedRecord
 from external_storage.errors import ProvisioningFailed
 from external_storage.shares import (
@@ -110,6 +111,37 @@ def test_a_damaged_record_is_told_and_what_it_is_about_left_alone(
         with pytest.raises(ProvisioningFailed, match="the record of the volume is damaged"):
             call(directories)
     assert (export.point / "a/b").is_dir()
+
+
+def test_to_catch_up_only_what_has_changed_is_looked_at(
+    directories: ShareDirectories, export: Export, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is done for every volume with a directory above it: the others must not cost each."""
+    standby = export.directories()
+    for number in range(10):
+        make(directories, f"pvc-{number}", f"a/{number}")
+        directories.records.publish(f"pvc-{number}")
+    make(directories, "pvc-new", "b")
+    standby.records.catch_up()
+    decoded: list[str] = []
+    decode = assets._decode
+
+    def counted(data: bytes) -> AssetRecord:
+        record = decode(data)
+        decoded.append(record.name)
+        return record
+
+    monkeypatch.setattr(assets, "_decode", counted)
+    directories.records.publish("pvc-new")
+    directories.records.forget("pvc-1")
+    make(directories, "pvc-newer", "c")
+    decoded.clear()
+    standby.records.catch_up()
+    assert sorted(decoded) == ["pvc-new", "pvc-newer"]
+    assert standby.records.unfinished_claims() == ["uid-of-pvc-newer"]
+    assert standby.records.holders("a/1") == []
+    assert standby.records.conflict("pvc-x", "c/below") is not None
+    assert standby.records.all() == directories.records.all()
 
 
 # -- of several shares

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import threading
@@ -287,6 +288,27 @@ def test_an_error_of_one_path_is_no_reason_to_doubt_the_share(
     with pytest.raises(NotADirectoryError):
         directories.share.call(in_worker.look_below_a_file)
     assert directories.problem() is None
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.ESTALE])
+def test_a_read_only_or_stale_path_is_no_reason_to_doubt_the_share(
+    directories: ShareDirectories, in_worker: Any, number: int
+) -> None:
+    """The read-only snapshots of a filer; what another client has removed."""
+    with pytest.raises(OSError, match=r"\.snapshot") as told:
+        directories.share.call(in_worker.fail, number)
+    assert told.value.errno == number
+    assert directories.problem() is None
+
+
+def test_a_mount_that_is_stale_as_a_whole_is_found_out(
+    directories: ShareDirectories, in_worker: Any, export: Export
+) -> None:
+    """The path's error is looked into: what is wrong with the mount is told instead."""
+    export.unmount()
+    with pytest.raises(ShareUnavailable, match="is not mounted"):
+        directories.share.call(in_worker.fail, errno.ESTALE)
+    assert directories.problem() is not None
 
 
 def test_a_stopped_share_calls_nothing_and_leaves_no_process(

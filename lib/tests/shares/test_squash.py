@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry
 
 from external_storage.metrics import Metrics
 from external_storage.shares import (
+    PRIVATE,
     DirectoryRefused,
     Expected,
     Ownership,
@@ -30,6 +31,31 @@ def test_a_server_that_maps_us_to_another_user_is_found_out(
     for _ in range(2):  # the first makes the private directory, the second finds it
         assert prepare(site).our_uid == 0
     assert len(list(export.point.iterdir())) == 1
+
+
+def test_a_probe_that_a_crash_has_left_is_swept(
+    directories: ShareDirectories, export: Export
+) -> None:
+    left = export.point / f"{PRIVATE}.0123456789abcdef"
+    others = [export.point / name for name in (f"{PRIVATE}.mine", f"{PRIVATE}.fedcba9876543210")]
+    for path in (left, *others):
+        path.mkdir()
+    (others[1] / "file").touch()
+    for _ in range(2):
+        directories.tidy()
+    assert not left.exists()
+    assert [path.is_dir() for path in others] == [True, True]
+
+
+def test_one_that_is_known_is_not_made_again_and_again(
+    export: Export, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1234)
+    expected = Expected(source=export.source, fs_types=frozenset({"tmpfs"}))
+    ours = prepare(Site(base=export.point, expected=expected)).our_uid
+    before = export.point.stat().st_mtime_ns
+    assert prepare(Site(base=export.point, expected=expected, our_uid=ours)).our_uid == ours
+    assert export.point.stat().st_mtime_ns == before
 
 
 def test_the_error_says_that_the_server_maps_root(

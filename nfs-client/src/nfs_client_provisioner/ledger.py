@@ -1,7 +1,8 @@
 """Which volumes there are on the servers: where their directories are, and what was promised.
 
-Filled from the volumes in the cluster, those of nfs-subdir-external-provisioner among them, and
-from what is being made at this moment. The records on the shares do not know the former.
+Filled from the volumes of our provisioner names in the cluster, those that nfs-subdir made under
+them among them, and from what is being made at this moment. The records on the shares do not know
+the former. Volumes made by hand, or of other provisioners, are known to neither.
 """
 
 from __future__ import annotations

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 
 from external_storage import (
     AssetRecord,
-    AssetState,
     Context,
     Expanded,
     Infeasible,
@@ -147,7 +146,7 @@ class NfsClientProvisioner(Provisioner[NfsClientSettings, NfsClientParameters]):
         self._tell_about_size(request)
         stored = Stored(
             base=mounted.server.path,
-            path=path,
+            path=made.path,
             on_delete=parameters.policy,
             archive_retention_s=parameters.archive_retention,
         )
@@ -247,10 +246,7 @@ class NfsClientProvisioner(Provisioner[NfsClientSettings, NfsClientParameters]):
                 yield gid  # the directory is there, with this group, and is shared
                 return
         begun = (
-            record
-            for share in self._servers.all()
-            for record in share.directories.records.all()
-            if record.state is AssetState.PROVISIONING
+            record for share in self._servers.all() for record in share.directories.records.begun()
         )
         with self._groups.reserve(
             request.volume_name,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Self
 
 from external_storage import Infeasible, Owner, PersistentVolume, ProvisioningFailed
-from external_storage.shares import Share, ShareDirectories, ShareUnavailable
+from external_storage.shares import Share, ShareDirectories, ShareUnavailable, check_path
 from external_storage.shares.layout import Site, opened
 from external_storage.shares.location import same_server
 from nfs_client_provisioner.ledger import Place
@@ -98,6 +98,10 @@ class Servers:
                 "nothing is removed"
             )
         mounted, place = found
+        try:
+            check_path(place.path)
+        except ValueError as error:
+            raise ProvisioningFailed(f"the volume's path: {error}: nothing is removed") from error
         if stored is not None and (stored.base, stored.path) != (mounted.server.path, place.path):
             raise ProvisioningFailed(
                 f"the volume's path {source.path} is not the {stored.path!r} below {stored.base} "

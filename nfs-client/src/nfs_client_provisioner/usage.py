@@ -19,6 +19,8 @@ from nfs_client_provisioner.shares import Mounted, Servers
 
 log = get_logger(__name__)
 
+_STALE_S = 1800.0
+"""A replica that has not been told to count for so long does not lead any more."""
 _LABELS = ("server", "namespace", "claim", "volume")
 
 
@@ -52,6 +54,7 @@ class UsageCounter(Collector):
         self._wanted = threading.Event()
         self._stopping = threading.Event()
         self._last = float("-inf")
+        self._told = float("-inf")
         self._thread = threading.Thread(target=self._run, name="usage", daemon=True)
 
     def start(self) -> None:
@@ -66,11 +69,12 @@ class UsageCounter(Collector):
             self._thread.join(1.0)
 
     def soon(self, volumes: Sequence[PersistentVolume]) -> None:
-        """Count these volumes, once the interval is over; forget those that are not among them."""
+        """Count these volumes, once the interval is over and then again and again; forget those
+        that are not among them. To be called by the leader, every ten minutes."""
         wanted = list(self._known(volumes))
         names = {one.name for one in wanted}
         with self._lock:
-            self._volumes = wanted
+            self._volumes, self._told = wanted, self._clock()
             self._found = {name: found for name, found in self._found.items() if name in names}
         self._wanted.set()
 
@@ -87,7 +91,7 @@ class UsageCounter(Collector):
     def collect(self) -> Iterable[Metric]:
         size, files = self._families()
         with self._lock:
-            found = list(self._found.values())
+            found = list(self._found.values()) if self._is_leading() else []
         for labels, usage in found:
             size.add_metric(labels, usage.bytes)
             files.add_metric(labels, usage.files)
@@ -122,10 +126,12 @@ class UsageCounter(Collector):
 
     def _run(self) -> None:
         while not self._stopping.is_set():
-            self._wanted.wait()
+            left_s = max(self._last + self._interval_s - self._clock(), 0.0)
+            self._wanted.wait(left_s if self._is_leading() else None)
             self._wanted.clear()
             now = self._clock()
-            if self._stopping.is_set() or now - self._last < self._interval_s:
+            is_over = now - self._last >= self._interval_s
+            if self._stopping.is_set() or not (is_over and self._is_leading()):
                 continue
             self._last = now
             try:
@@ -133,11 +139,14 @@ class UsageCounter(Collector):
             except Exception:
                 log.exception("usage cannot be counted")
 
+    def _is_leading(self) -> bool:
+        return self._clock() - self._told < _STALE_S
+
     def _round(self) -> None:
         with self._lock:
             volumes = list(self._volumes)
         for one in volumes:
-            if self._stopping.is_set():
+            if self._stopping.is_set() or not self._is_leading():
                 return
             try:
                 usage = one.mounted.directories.usage(one.place.path, stop=self._stopping.is_set)

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from string import hexdigits
 
 from external_storage import confine
 from external_storage.confine import Confined
@@ -31,17 +32,18 @@ RECORDS_STAGING = (PRIVATE, "records.tmp")
 NEW = (PRIVATE, "new")
 TRASH = (PRIVATE, "trash")
 ARCHIVES = (PRIVATE, "archives")
+_PROBE = f"{PRIVATE}."
 
 
 def check_path(path: str) -> tuple[str, ...]:
     """The segments of a volume's path below the base; ValueError says what is wrong with it.
 
     Besides what ``confine.check`` refuses, the first segment must not be the private directory's
-    name, in whatever case: the server may not tell the cases apart.
+    name, or a probe's, in whatever case: the server may not tell the cases apart.
     """
     parts = confine.check(path)
-    if parts[0].casefold() == PRIVATE:
-        raise ValueError(f"{path!r:.120}: the name {PRIVATE} is reserved")
+    if parts[0].casefold() == PRIVATE or is_probe(parts[0].casefold()):
+        raise ValueError(f"{path!r:.120}: the name {parts[0]} is reserved")
     return parts
 
 
@@ -93,7 +95,8 @@ def prepare(site: Site) -> Facts:
     with opened(replace(site, our_uid=None)) as tree:
         made = tree.mkdir(PRIVATE, mode=0o700, exist_ok=True)
         owner = tree.stat(PRIVATE).st_uid
-        ours = owner if made or owner == os.geteuid() else _uid_we_get(tree)
+        known = owner in (os.geteuid(), site.our_uid)
+        ours = owner if made or known else _uid_we_get(tree)
         _refuse_foreign(tree, ours)
         for part in (RECORDS, RECORDS_STAGING, NEW, TRASH, ARCHIVES):
             tree.mkdir(part, mode=0o700, exist_ok=True)
@@ -109,9 +112,15 @@ def prepare(site: Site) -> Facts:
         )
 
 
+def is_probe(name: str) -> bool:
+    """Whether a name at the base is one of those made to see whom the server takes us for."""
+    digits = name.removeprefix(_PROBE)
+    return name != digits and len(digits) == 16 and set(digits) <= set(hexdigits)
+
+
 def _uid_we_get(tree: Confined) -> int:
     """As whom the server lets us work: the owner of what we make, not who we are here."""
-    name = f"{PRIVATE}.{secrets.token_hex(8)}"
+    name = f"{_PROBE}{secrets.token_hex(8)}"
     tree.mkdir(name, mode=0o700)
     try:
         return tree.stat(name).st_uid

@@ -114,7 +114,12 @@ class ShareRecords(AssetRecords):
         return record if record is not None and self.is_own(record) else None
 
     def unfinished_claims(self) -> list[str]:
-        return [uid for uid in super().unfinished_claims() if self.unfinished(uid) is not None]
+        return [record.claim_uid for record in self.begun()]
+
+    def begun(self) -> list[AssetRecord]:
+        """The records that ``unfinished`` finds, without a look at the others."""
+        found = (self.unfinished(uid) for uid in super().unfinished_claims())
+        return [record for record in found if record is not None]
 
     def publish(self, name: str) -> None:
         record = self.get(name)
@@ -124,7 +129,7 @@ class ShareRecords(AssetRecords):
     def forget(self, name: str) -> None:
         super().forget(name)
         with self._lock:
-            self._paths.drop(name)
+            self._drop(name)
 
     def holders(self, path: str) -> list[str]:
         """The names of the volumes whose directory is at ``path``, sorted."""
@@ -150,9 +155,13 @@ class ShareRecords(AssetRecords):
     def catch_up(self) -> None:
         """Read the records that others, or another replica, have written since ours were read."""
         with self._lock:
-            unfinished = {r.name for r in self.every() if r.state is AssetState.PROVISIONING}
-            self._cache.catch_up(again=unfinished)
-            self._index()
+            changed = self._cache.catch_up(again=set(self._unfinished.values()))
+            found = {record.name: record for record in self._readable(changed)}
+            for name in changed:
+                if name in found:
+                    self._enter(found[name])
+                else:
+                    self._drop(name)
 
     def _read(self) -> None:
         with self._lock:
@@ -165,7 +174,20 @@ class ShareRecords(AssetRecords):
             _enter(paths, record)
             if record.state is AssetState.PROVISIONING:
                 unfinished[record.claim_uid] = record.name
+        # At once: who is asked meanwhile must not say that nothing was begun.
         self._unfinished, self._paths = unfinished, paths
+
+    def _enter(self, record: AssetRecord) -> None:
+        _enter(self._paths, record)
+        if record.state is AssetState.PROVISIONING:
+            self._unfinished[record.claim_uid] = record.name
+        else:
+            self._finish(record.claim_uid, record.name)
+
+    def _drop(self, name: str) -> None:
+        self._paths.drop(name)
+        for uid in [uid for uid, known in self._unfinished.items() if known == name]:
+            del self._unfinished[uid]
 
     def _write(self, record: AssetRecord) -> None:
         path = record.details.get(PATH)
@@ -200,12 +222,14 @@ class _CachedFiles:
         self._files = self._fetch(self._share.call(record_files.names))
         self.is_read = True
 
-    def catch_up(self, *, again: Collection[str]) -> None:
-        """What is new or gone, and what is in the files of ``again``."""
+    def catch_up(self, *, again: Collection[str]) -> set[str]:
+        """What is new or gone, and what is in the files of ``again``: their names."""
         there = self._share.call(record_files.names)
         wanted = [name for name in there if name not in self._files or name in again]
-        kept = {name: self._files[name] for name in there if name in self._files}
+        before = self._files
+        kept = {name: before[name] for name in there if name in before}
         self._files = {**kept, **self._fetch(wanted)}
+        return {*wanted, *(before.keys() - self._files.keys())}
 
     def read(self, name: str) -> bytes | None:
         data = self._files.get(name)

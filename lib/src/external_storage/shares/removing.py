@@ -15,7 +15,15 @@ import msgspec
 
 from external_storage.confine import Confined
 from external_storage.durable import sync_directory
-from external_storage.shares.layout import ARCHIVES, NEW, RECORDS_STAGING, TRASH, Site, opened
+from external_storage.shares.layout import (
+    ARCHIVES,
+    NEW,
+    RECORDS_STAGING,
+    TRASH,
+    Site,
+    is_probe,
+    opened,
+)
 from external_storage.shares.making import Parts, inode_at
 from external_storage.shares.record_files import SUFFIX, read_file, write_file
 
@@ -67,6 +75,21 @@ def sweep(site: Site, known: Collection[str], before: Collection[str]) -> set[st
                     tree.remove_tree((*place, entry))
                 else:
                     left.add(text)
+        left |= _sweep_probes(tree, before)
+    return left
+
+
+def _sweep_probes(tree: Confined, before: Collection[str]) -> set[str]:
+    """Of ``prepare``, which was killed; what has something in it is somebody else's."""
+    left = set()
+    for entry in tree.listdir():
+        if not is_probe(entry):
+            continue
+        if entry not in before:
+            left.add(entry)
+            continue
+        with suppress(OSError):
+            os.rmdir(entry, dir_fd=tree.fileno())
     return left
 
 

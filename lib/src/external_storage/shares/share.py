@@ -31,8 +31,10 @@ _PROBE_INTERVAL_S = 30.0
 _BACKOFF_START_S = 1.0
 _BACKOFF_MAX_S = 60.0
 _JOIN_S = 5.0
-_LEAST_S = 1.0
-# Not of one file or directory, but of the whole mount.
+_LEAST_S = 5.0
+"""Of our caller's time, or half of a call's limit: with less left no call is begun, for it would be
+killed for our caller's haste and the share taken for hung."""
+# Of the whole mount, or of one file or directory only.
 _MOUNT_ERRORS = frozenset({errno.EROFS, errno.ESTALE, errno.ETIMEDOUT})
 
 
@@ -200,7 +202,7 @@ class Share:
         uid = None if self._facts is None else self._facts.our_uid
         site = Site(base=self.mount_point, expected=self.expected, our_uid=uid)
         timeout_s = min(limit_s, deadline.current().remaining())
-        if timeout_s < _LEAST_S:  # it would be killed for our caller's haste
+        if timeout_s < min(_LEAST_S, limit_s / 2):
             raise ShareUnavailable(f"{self}: no time is left for a call")
         try:
             return worker.call(function, site, *args, timeout_s=timeout_s)
@@ -209,8 +211,13 @@ class Share:
         except (WorkerError, WrongMount) as error:
             raise self._lost(error, timeout_s) from error
         except OSError as error:
-            if error.errno in _MOUNT_ERRORS:
+            if error.errno not in _MOUNT_ERRORS:
+                raise
+            if function is prepare:
                 raise self._lost(error, timeout_s) from error
+            # A snapshot directory is read-only, and a file may be stale, on a share that is fine.
+            # If this fails, the share is lost.
+            self.call_in(worker, limit_s, prepare)
             raise
 
     # -- inside

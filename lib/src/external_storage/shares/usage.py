@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from external_storage.shares.layout import Site, check_path, opened
@@ -17,6 +18,7 @@ from external_storage.shares.trash import Pace
 _BLOCK = 512
 _MAX_DEPTH = 100  # and no deeper: each level costs an open file
 _TURN_S = 5.0
+_PASSED_OVER = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.ESTALE})
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -110,15 +112,21 @@ def _counting(site: Site, parts: Parts) -> Iterator[Usage]:
 
 def _entries(top: int, below: Parts) -> Iterator[tuple[os.stat_result, str]]:
     """Of one directory; what cannot be read, or is gone meanwhile, counts nothing."""
-    with (
-        suppress(FileNotFoundError, NotADirectoryError, PermissionError),
-        ExitStack() as stack,
-    ):
+    with _passing_over(), ExitStack() as stack:
         directory = top
         # Not by Confined: tenants give names that it would refuse.
         for name in below:
             directory = os.open(name, _DIRECTORY, dir_fd=directory)
             stack.callback(os.close, directory)
         for entry in stack.enter_context(os.scandir(directory)):
-            with suppress(FileNotFoundError):
+            with _passing_over():
                 yield entry.stat(follow_symlinks=False), entry.name
+
+
+@contextmanager
+def _passing_over() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _PASSED_OVER:
+            raise
