@@ -219,6 +219,10 @@ class LvmModel:
     volumes: dict[str, dict[str, str]] = field(default_factory=dict)
     away: bool = False
     """The volume group's disks are not there."""
+    fill: float = 0.0
+    """Per cent of the thin pool."""
+    service: str = "enabled"
+    """Which restores the targets after a boot."""
     calls: list[str] = field(default_factory=list)
     before: Callable[[str], None] = lambda _command: None
 
@@ -227,7 +231,7 @@ class LvmModel:
         self.calls.append(command)
         self.before(command)
         if command == "systemctl":
-            return "enabled"
+            return self.service
         if self.away and command != "vgs":
             said = (
                 f'{command}: Volume group "{GROUP}" not found Cannot process volume group {GROUP}'
@@ -248,6 +252,7 @@ class LvmModel:
 
     def lvs(self, argv: list[str]) -> str:
         pool = _row("thin", self.thin_size, "", "twi-aotz--", "")
+        pool["data_percent"] = str(self.fill)
         rows = [pool, *self.volumes.values()]
         what = argv[-1].partition("/")[2] if "/" in argv[-1] else ""
         if what:

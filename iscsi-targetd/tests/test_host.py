@@ -470,3 +470,53 @@ def test_the_hosts_lock_is_taken_and_an_open_shell_of_targetcli_is_told(
         [answer] = host.server().batch([request("exports", limit_s=0.2)])
     assert answer["error"]["kind"] == "busy"
     assert "is a targetcli shell open" in answer["error"]["text"]
+
+
+# -- what an admin is told of the host
+
+
+def told(host: FakeHost, grade: Grade) -> str:
+    backend = host.backend()
+    return "\n".join(
+        f"{finding.text} ({finding.advice})"
+        for finding in backend.check(Bench(backend, GROUP).deadline)
+        if finding.grade is grade
+    )
+
+
+def test_the_check_says_what_is_wrong_with_a_host_and_what_to_do(
+    host: FakeHost, bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.make(NAME, ONE)
+    assert told(host, Grade.BAD) == told(host, Grade.WARNING) == ""
+    # Thin pools that are about to stop every volume in them.
+    host.lvm.fill = 93.0
+    assert "thin pool vg-iscsi/thin: its data is 93 % full (lvextend" in told(host, Grade.BAD)
+    host.lvm.fill = 0.0
+    # What is running and would not come back after a boot.
+    saved_file = Path(host.rtslib.save_file)
+    text = saved_file.read_text()
+    saved_file.write_text('{"targets": []}')
+    assert f"such as {TARGET} (targetcli saveconfig)" in told(host, Grade.WARNING)
+    saved_file.write_text("{")
+    assert "is damaged" in told(host, Grade.BAD)
+    saved_file.write_text(text)
+    host.lvm.service = "disabled"
+    assert "(systemctl enable target.service or" in told(host, Grade.WARNING)
+    host.lvm.service = "enabled"
+    host.lvm.away = True
+    assert told(host, Grade.BAD)
+    host.lvm.away = False
+    monkeypatch.setattr("iscsi_targetd_provisioner.host.diagnose.TARGET_MODULE", Path("/nowhere"))
+    assert "(modprobe iscsi_target_mod)" in told(host, Grade.BAD)
+
+
+def test_the_check_of_a_host_that_cannot_be_reached_says_why(host: FakeHost) -> None:
+    backend = host.backend()
+
+    def refuse(*_args: object) -> Any:
+        raise Unchanged("no route to it")
+
+    backend._helper.open_channel = refuse
+    [finding] = backend.check(Bench(backend, GROUP).deadline)
+    assert (finding.grade, finding.text) == (Grade.BAD, "no route to it")

@@ -5,12 +5,16 @@ from __future__ import annotations
 import ast
 import base64
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
-from external_storage import Problems
+from external_storage import Problems, ProvisioningFailed, Unchanged
+from external_storage.kube.errors import Forbidden, KubeError
+from external_storage.kube.types import Secret
 from iscsi_targetd_provisioner.__main__ import _translate_level, _without_ignored
 from iscsi_targetd_provisioner.chap import Chap, ChapError
+from iscsi_targetd_provisioner.credentials import Credentials
 from iscsi_targetd_provisioner.host.source import helper_source
 from iscsi_targetd_provisioner.names import Portal, iqn_problem
 from iscsi_targetd_provisioner.servers import BadServers, LioConfig, read_servers
@@ -251,3 +255,53 @@ def test_flags_of_the_original_without_effect_are_told(capsys: pytest.CaptureFix
     _translate_level(environment)
     assert environment == {"LOG_LEVEL": "warning"}
     assert "--lease-period has no effect" in capsys.readouterr().err
+
+
+class Api:
+    """The API server as far as credentials are read from it."""
+
+    def __init__(self, answer: Secret | Exception | None) -> None:
+        self.answer = answer
+
+    def find(self, *_args: object, **_kwargs: object) -> Secret | None:
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+
+SECRET = Secret(data={key: base64.b64encode(text.encode()).decode() for key, text in KEYS.items()})
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind", "words"),
+    [
+        (None, ProvisioningFailed, "Secret ns/chap with the CHAP credentials does not exist"),
+        (Secret(), ProvisioningFailed, "Secret ns/chap has no key node.session.auth.username"),
+        (Forbidden("no", code=403), ProvisioningFailed, "name it in a Role"),
+        (KubeError("the API server is away"), Unchanged, "the API server is away"),
+    ],
+)
+def test_a_secret_that_cannot_be_had_is_told(
+    answer: Secret | Exception | None, kind: type[Exception], words: str
+) -> None:
+    credentials = Credentials(client=cast(Any, Api(answer)), namespace="ns", file=Path("/none"))
+    asked = IscsiTargetdParameters.from_class({"chapAuthSession": "true", "chapSecretName": "chap"})
+    with pytest.raises(kind, match=words):
+        credentials.of_class(asked)
+
+
+def test_a_class_reads_its_secret_each_time_and_without_one_the_originals_file(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "session-chap-credential.properties"
+    credentials = Credentials(client=cast(Any, Api(SECRET)), namespace="ns", file=path)
+    of_secret = {"chapAuthSession": "true", "chapSecretName": "chap"}
+    found = credentials.of_class(IscsiTargetdParameters.from_class(of_secret))
+    assert found is not None
+    assert found.user == "alice"
+    of_file = IscsiTargetdParameters.from_class({"chapAuthSession": "true"})
+    with pytest.raises(ProvisioningFailed, match=r"without chapSecretName: .* cannot be read"):
+        credentials.of_class(of_file)
+    path.write_text("".join(f"{key}={value}\n" for key, value in KEYS.items()))
+    assert credentials.of_class(of_file) == found
+    assert credentials.of_class(IscsiTargetdParameters.from_class({})) is None

@@ -38,7 +38,14 @@ class TestThick(BackendSuite):
 
 
 class TestThin(BackendSuite):
-    """On a thin pool."""
+    """On a thin pool; what LIO does is the same on both, and has been seen above."""
+
+    test_exports_are_exactly_those_asked_for = None  # type: ignore[assignment]
+    test_exporting_again_changes_nothing = None  # type: ignore[assignment]
+    test_volumes_do_not_share_what_nodes_tell_them_apart_by = None  # type: ignore[assignment]
+    test_exporting_what_is_not_there_fails_and_leaves_nothing = None  # type: ignore[assignment]
+    test_credentials_can_be_replaced_and_taken_away = None  # type: ignore[assignment]
+    test_credentials_do_not_show_in_what_is_printed_of_an_access = None  # type: ignore[assignment]
 
     @pytest.fixture
     def bench(self, backend: LioSsh, host: StorageHost) -> Bench:
