@@ -426,3 +426,31 @@ def test_that_chap_is_not_enforced_is_an_event_of_the_class(
     provisioner.context = dataclasses.replace(provisioner.context, events=cast(Any, events))
     persist(lambda: provisioner.provision(request(**WITH_CHAP)))
     assert told == ["ChapNotEnforced"]
+
+
+def test_a_volume_that_has_filled_its_pool_is_found_there(
+    provisioner: IscsiTargetdProvisioner, targetd: TargetdServer
+) -> None:
+    targetd.model.pools = {"vg-targetd": 8 * MIB}
+    lose_the_answer_to_the_export(provisioner, targetd, volumeGroup="")
+    provisioner.provision(request(volumeGroup=""))
+    assert is_there_once(targetd)
+
+
+def test_a_thick_volume_is_not_taken_for_the_thin_one_that_was_meant(
+    provisioner: IscsiTargetdProvisioner, targetd: TargetdServer
+) -> None:
+    targetd.model.pools = {"fast/thin": 64 * MIB, "slow/thin": 32 * MIB}
+    targetd.model.thin_fails = True
+
+    def lost(method: str, do: Callable[[], Any]) -> Any:
+        done = do()
+        if method == "vol_create":
+            raise HangUp
+        return done
+
+    with targetd.faulty(lost), pytest.raises(ProvisioningInBackground):
+        provisioner.provision(request(volumeGroup="", thin="true"))
+    with pytest.raises(ProvisioningFailed, match="in fast, which is none of the class's pools"):
+        provisioner.provision(request(volumeGroup="", thin="true"))
+    assert is_gone(targetd)

@@ -433,6 +433,20 @@ def test_a_change_is_not_begun_with_too_little_time_left(host: FakeHost) -> None
     assert answer["error"]["kind"] == "busy"
 
 
+def test_who_has_no_time_left_costs_the_others_none_of_theirs(
+    host: FakeHost, tmp_path: Path
+) -> None:
+    """While another holds the lock of the host for a moment."""
+    with (tmp_path / "targetcli.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        free = threading.Timer(0.3, fcntl.flock, (lock, fcntl.LOCK_UN))
+        free.start()
+        late, other = host.server().batch([request("exports", waited=61.0), request("exports")])
+        free.join()
+    assert late["error"]["kind"] == "busy"
+    assert other["result"] == []
+
+
 def test_what_has_waited_when_its_sender_goes_is_not_begun(host: FakeHost) -> None:
     begun, go_on = threading.Event(), threading.Event()
 

@@ -86,11 +86,17 @@ class Fleet:
             if len(servers) == 1:
                 return Place(servers[0], asked.wanted_pool)
         pools = self.pools(asked, deadline)
-        if len(pools) > 1:
+        best = max(pools, key=lambda entry: entry[1].free, default=None)
+        # With one pool, what is there is found when it is made again, unless it has filled it.
+        if len(pools) > 1 or (best is not None and best[1].free < size):
             found = self.find(name, asked, deadline)
+            known = {(server.name, pool.name) for server, pool in pools}
+            for place in found:
+                if (place.server.name, place.pool) not in known:
+                    text = f"an earlier try has left volume {name} in {place.pool}"
+                    raise ProvisioningFailed(f"{text}, which is none of the class's pools")
             if found:
                 return found[0]
-        best = max(pools, key=lambda entry: entry[1].free, default=None)
         if best is None:
             raise Infeasible(f"no server has a pool {_wish(asked)}")
         if best[1].free < size:

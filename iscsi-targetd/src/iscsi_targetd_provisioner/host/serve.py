@@ -33,6 +33,8 @@ CHANGE_S = 15.0
 commands of LVM are not stopped once they are begun."""
 CHANGING = frozenset({"create", "destroy", "resize", "export", "unexport", "set_auth"})
 
+_NO_TIME = "the requests before it have taken all its time"
+
 Request = dict[str, Any]
 """As it came, with ``came``, when it did."""
 Answer = dict[str, Any]
@@ -123,6 +125,13 @@ class Server:
 
     def batch(self, requests: list[Request]) -> list[Answer]:
         """Work them in turn, save the configuration once, and only then answer."""
+        now = time.monotonic()
+        late = [request for request in requests if _until(request) <= now]
+        requests = [request for request in requests if _until(request) > now]
+        answers = [_error(request, "busy", _NO_TIME) for request in late]
+        return answers + self._together(requests) if requests else answers
+
+    def _together(self, requests: list[Request]) -> list[Answer]:
         self.until = min(_until(request) for request in requests)
         try:
             with _locked(OWN_LOCK, self.left), _locked(TARGETCLI_LOCK, self.left):
@@ -143,7 +152,7 @@ class Server:
             return _error(request, "invalid", f"unknown request {op!r}")
         needed = min(CHANGE_S, _limit(request) / 2) if op in CHANGING else 0.0
         if self.left() <= needed:
-            return _error(request, "busy", "the requests before it have taken all its time")
+            return _error(request, "busy", _NO_TIME)
         try:
             return {"id": request.get("id"), "result": operation(**args)}
         except Refused as error:
