@@ -70,6 +70,8 @@ def test_what_an_admin_has_on_the_host_stays(host: StorageHost, bench: Bench) ->
     run("truncate -s 8M /tmp/admins")
     commands = [
         "/backstores/fileio create admins /tmp/admins",
+        # Else targetcli has each target listen on all addresses, and no other can have one of them.
+        "set global auto_add_default_portal=false",
         f"/iscsi create {ADMINS}",
         f"/iscsi/{ADMINS}/tpg1/luns create /backstores/fileio/admins",
         f"/iscsi create {TARGET}",
