@@ -5,6 +5,8 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -310,3 +312,39 @@ def test_no_descriptor_is_left_open(tree: Confined, base: Path, outside: Path) -
         tree.remove_tree("a")
         tree.remove_tree("d")
     assert open_descriptors() == before
+
+
+def test_a_snapshot_directory_that_goes_with_its_parent_is_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """N27: some filers list a read-only ``.snapshot`` in every directory; it is in nobody's way.
+
+    No file system of this machine has it: the calls of the system are made to say so.
+    """
+    (tmp_path / "tree/below").mkdir(parents=True)
+    (tmp_path / "tree/file").touch()
+    scandir, unlink = os.scandir, os.unlink
+
+    class Listed:
+        def __init__(self, directory: int) -> None:
+            with scandir(directory) as entries:
+                self.names = [entry.name for entry in entries] + [".snapshot"]
+
+        def __enter__(self) -> Any:
+            return (SimpleNamespace(name=name) for name in self.names)
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+    def refuse(name: str, **where: Any) -> None:
+        if name == ".snapshot":
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        unlink(name, **where)
+
+    failures: list[OSError] = []
+    with Confined(tmp_path) as tree, monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", Listed)
+        patch.setattr(os, "unlink", refuse)
+        assert tree.remove_tree("tree", failures=failures)
+    assert failures == []
+    assert list(tmp_path.iterdir()) == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from external_storage import PersistentVolume, StorageClass
+from external_storage import PersistentVolume, PersistentVolumeClaim, StorageClass
 from external_storage.kube import auth
 from external_storage.kube.client import Client
 from external_storage.kube.names import ANN_PROVISIONED_BY
@@ -275,3 +276,56 @@ def test_the_commands_tell_what_is_orphaned_and_what_is_missing(
     assert (code, told.count("forgotten;")) == (0, 2)
     assert names_in(share) == ["elsewhere", "kept"]
     assert not list((share / ".external-storage/records").iterdir())
+
+
+def test_n17_a_path_from_an_annotation_that_leaves_the_base_is_told_once(
+    cluster: Sandbox, start: Started, share: Path, share_entry: Any
+) -> None:
+    start({"one": share_entry(share)})
+    parameters = {"pathPattern": "${.PVC.annotations.path}"}
+    storage_class = cluster.storage_class(parameters=parameters)
+
+    def claim(name: str, path: str) -> None:
+        body = {
+            "metadata": {"name": name, "annotations": {"path": path}},
+            "spec": {
+                "accessModes": ["ReadWriteMany"],
+                "storageClassName": storage_class.name,
+                "resources": {"requests": {"storage": "1Mi"}},
+            },
+        }
+        cluster.api.create(PersistentVolumeClaim, body, namespace=cluster.namespace)
+
+    claim("bad", "../elsewhere")
+    claim("good", "inside")
+    cluster.wait_bound("good")
+    event = cluster.wait_event("bad", "ProvisioningFailed")
+    assert "pathPattern" in event.message
+    # A first retry would come within two seconds.
+    time.sleep(3.0)
+    claim("later", "later")
+    cluster.wait_bound("later")
+    (event,) = cluster.events("bad", "ProvisioningFailed")
+    assert event.count == 1
+    assert names_in(share) == ["inside", "later"]
+
+
+def test_fifty_volumes_cost_few_requests_and_leave_nothing(
+    cluster: Sandbox, start: Started, share: Path, share_entry: Any
+) -> None:
+    """The same for each: the thousand of hack/bench cost as many."""
+    program = start({"one": share_entry(share)})
+    storage_class = cluster.storage_class(parameters={"onDelete": "delete"})
+    names = [f"data-{number}" for number in range(50)]
+    requests = "external_storage_api_requests_total"
+    before = program.metric(requests)
+    cluster.claims_at_once(names, storage_class)
+    cluster.wait_bound(*names)
+    made = program.metric(requests)
+    cluster.delete_claims()
+    cluster.wait(lambda: not cluster.volumes(), "all volumes are gone")
+    # Reads the claim, makes the volume, writes two or three events.
+    assert (made - before) / len(names) <= 6
+    # Reads the volume and its claim, deletes it, takes the finalizer off, writes an event.
+    assert (program.metric(requests) - made) / len(names) <= 8
+    assert names_in(share) == []

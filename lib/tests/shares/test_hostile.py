@@ -13,14 +13,16 @@ from typing import Any
 
 import pytest
 
+from external_storage.confine import Confined
 from external_storage.shares import (
+    PRIVATE,
     DirectoryRefused,
     Expected,
     Ownership,
     PathTaken,
     ShareDirectories,
 )
-from external_storage.shares.layout import Site
+from external_storage.shares.layout import TRASH, Site
 from external_storage.shares.making import look, place, prepare_new
 from external_storage.shares.removing import archive, to_trash
 
@@ -96,10 +98,17 @@ import ctypes, os, select, sys
 os.chdir(sys.argv[1])
 library, here, exchange, count = ctypes.CDLL(None), -100, 2, 0
 print("ready", flush=True)
+target = os.readlink("link")
 while True:
     # Atomic: at every moment the name is either the directory or the link that leads out.
-    assert library.renameat2(here, sys.argv[2].encode(), here, b"link", exchange) == 0
-    count += 1
+    if library.renameat2(here, sys.argv[2].encode(), here, b"link", exchange) == 0:
+        count += 1
+    elif not os.path.islink("link"):
+        # It was the link that was taken away, as the volume.
+        os.rmdir("link")
+        os.symlink(target, "link")
+    else:
+        continue
     if count % 1000 == 0 and select.select([0], [], [], 0)[0]:
         break
     os.sched_yield()
@@ -184,16 +193,26 @@ def test_a_link_swapped_in_for_the_volume_during_the_call_leads_nowhere(
     volume = export.point / "volume"
     volume.mkdir()
     (export.point / "link").symlink_to(outside / "volume")
-    site, path = site_of(export), ("volume",)
+    site, path, number = site_of(export), ("volume",), itertools.count(2)
     calls = (
         lambda: prepare_new(site, "pvc-1", GROUP),
         lambda: place(site, "pvc-1", path, 0o777),
         lambda: look(site, path),
+        lambda: to_trash(site, "pvc-1", path),
+        lambda: prepare_new(site, "pvc-1", GROUP),
+        lambda: place(site, "pvc-1", path, 0o777),
         lambda: to_trash(site, "pvc-1", path, 1),  # another directory's number
+        lambda: archive(site, f"pvc-{next(number)}", path, 0.0, None),
     )
     worked, refused = run_against_swaps(calls, export.point, "volume")
     assert worked, "the calls never met the directory"
     assert refused, "the calls never met the link"
+    taken = [*export.point.glob("archived-*"), *(export.point / PRIVATE / "trash").iterdir()]
+    assert {path.name[:3] for path in taken} == {"arc", "pvc"}, "nothing was removed or archived"
+    with Confined(export.point) as tree:
+        for entry in tree.listdir(TRASH):
+            # Also a link that was taken away in the volume's place, in the moment after the look.
+            assert tree.remove_tree((*TRASH, entry))
     assert state_of(outside) == before
 
 

@@ -85,7 +85,9 @@ def servers(guest: Guest, ganesha: Ganesha) -> Iterator[dict[str, dict[str, Any]
     try:
         for name, entry in made.items():
             point = f"/persistentvolumes/{name}"
-            mount_there(guest, entry["server"], entry["path"], point, entry.get("mountOptions", []))
+            # Hard, as a kubelet mounts: a call on a server that hangs never comes back by itself.
+            words = ["hard", *entry.get("mountOptions", [])]
+            mount_there(guest, entry["server"], entry["path"], point, words)
             mounted.append(point)
         yield made
     finally:
@@ -95,8 +97,7 @@ def servers(guest: Guest, ganesha: Ganesha) -> Iterator[dict[str, dict[str, Any]
 
 def mount_there(guest: Guest, server: str, path: str, point: str, options: list[str]) -> None:
     guest.run(["mkdir", "-p", point])
-    # A hung server must not hang the test's own commands for long.
-    words = ",".join(["nfsvers=4.1", "soft", "timeo=100", "retrans=1", *options])
+    words = ",".join(["nfsvers=4.1", *options])
     mount = ["mount", "-t", "nfs4", "-o", words, f"{server}:{path}", point]
     # A server that was started a moment ago refuses at first.
     wait_until(
@@ -160,7 +161,9 @@ def source(volume: PersistentVolume) -> tuple[str, str]:
 def in_volume(guest: Guest, volume: PersistentVolume, script: str) -> str:
     """What a command prints in the volume, mounted by its own server and path as a kubelet does."""
     server, path = source(volume)
-    mount_there(guest, server, path, "/mnt/volume", list(volume.spec.mount_options))
+    # A hung server must not hang the test's own commands for long.
+    soft = ["soft", "timeo=100", "retrans=1"]
+    mount_there(guest, server, path, "/mnt/volume", [*soft, *volume.spec.mount_options])
     try:
         return guest.run(f"cd /mnt/volume && {script}")
     finally:
@@ -211,6 +214,9 @@ def test_a_server_that_hangs_holds_up_its_own_claims_only_and_comes_back(
         kills = 'external_storage_share_worker_kills_total{share="ganesha"}'
         (line,) = [line for line in metrics.splitlines() if line.startswith(kills)]
         assert float(line.split()[-1]) >= 1
+        # The pod is ready all the same, on purpose: it serves no data, and the others' claims.
+        ready = guest.run("busybox wget -q -O - 'http://127.0.0.1:8099/readyz?verbose'")
+        assert "[-]" not in ready
     finally:
         os.kill(ganesha.pid, signal.SIGCONT)
     (volume,) = cluster.wait_bound("waits")
