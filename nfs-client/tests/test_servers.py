@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from external_storage.shares.location import join
 from nfs_client_provisioner.servers import (
     OvercommitAction,
     Server,
@@ -158,7 +159,7 @@ def test_n22_the_path_of_a_volume_leads_back_to_its_directory_whatever_nfs_path_
     base: str,
 ) -> None:
     server = only_server("h", base, Path("/persistentvolumes"))
-    path = server.volume_path("ns-data-pv")
+    path = join(server.path, "ns-data-pv")
     assert "//" not in path
     assert server.relative(path) == "ns-data-pv"
     # As nfs-subdir would have written it in some of its releases.

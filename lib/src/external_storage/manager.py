@@ -77,9 +77,8 @@ class Manager:
             events=events,
             metrics=metrics,
             owner=OwnerFinder(client, settings.names),
-            reconcile_soon=lambda: controllers[0].reconcile_soon(),
-            watch_volumes=lambda handler: controllers[0].watch_volumes(handler),
             add_part=manager.add,
+            **_of_controller(controllers),
         )
         provisioner = provisioner_type(settings, context)
         # Its own: work that waits for its turn, or for an answer, must not make the lease late.
@@ -99,8 +98,7 @@ class Manager:
         manager.add("provisioner", provisioner.start, lambda _: provisioner.stop())
         manager._add_events(events)
         if lease is not None:
-            metrics.gauge("external_storage_leader", "1 while this replica leads", lease.is_held)
-            manager._add_lease(lease, lease_client, controller)
+            manager._add_lease(lease, lease_client, controller, metrics)
         manager.add("controller", controller.start, controller.stop)
         manager._add_throttle(throttle)
         return manager
@@ -141,8 +139,11 @@ class Manager:
 
         self.add("events", events.start, stop)
 
-    def _add_lease(self, lease: Lease, client: Client, controller: ProvisionController) -> None:
+    def _add_lease(
+        self, lease: Lease, client: Client, controller: ProvisionController, metrics: Metrics
+    ) -> None:
         """Before the controller, and so stopped after it: let go of when the work has ended."""
+        metrics.gauge("external_storage_leader", "1 while this replica leads", lease.is_held)
         self.add("lease client", _nothing, lambda _: client.close())
 
         def stop(left: float) -> None:
@@ -211,6 +212,14 @@ class Manager:
 
     def __exit__(self, *_exc: object) -> None:
         self.stop()
+
+
+def _of_controller(controllers: Sequence[ProvisionController]) -> dict[str, Any]:
+    """What a context offers of the controller that is in ``controllers`` by the time of a start."""
+    return {
+        "reconcile_soon": lambda: controllers[0].reconcile_soon(),
+        "watch_volumes": lambda handler: controllers[0].watch_volumes(handler),
+    }
 
 
 def _throttle(settings: ProgramSettings) -> Throttle | None:

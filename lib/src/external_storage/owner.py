@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from external_storage.errors import Unchanged
 from external_storage.kube.errors import KubeError
-from external_storage.kube.types import Namespace
+from external_storage.kube.types import KubeObject
 
 if TYPE_CHECKING:
     from external_storage.kube.client import Client
 
 _NAMESPACE = "kube-system"
+
+
+class Namespace(KubeObject, frozen=True):
+    """Only its UID is read."""
+
+    API_VERSION: ClassVar[str] = "v1"
+    KIND: ClassVar[str] = "Namespace"
+    RESOURCE: ClassVar[str] = "namespaces"
 
 
 class OwnerUnknown(Unchanged):

@@ -24,7 +24,7 @@ from typing import Any, Final
 import yaml
 
 from external_storage.shares import Expected
-from external_storage.shares.location import below, join, same_server, server_path
+from external_storage.shares.location import below, same_server, server_path
 
 MOUNT_POINT: Final = Path("/persistentvolumes")
 FS_TYPES: Final = ("nfs", "nfs4")
@@ -67,10 +67,6 @@ class Server:
         if not self.source:
             return replace(Expected.nfs(self.server, self.path), fs_types=frozenset(self.fs_types))
         return Expected(source=self.source, fs_types=frozenset(self.fs_types))
-
-    def volume_path(self, relative: str) -> str:
-        """The path in a volume of the directory ``relative``."""
-        return join(self.path, relative)
 
     def relative(self, path: str) -> str | None:
         """The directory that a volume's path means; None if it is not strictly below ours."""

@@ -288,14 +288,6 @@ class Node(KubeObject, frozen=True):
     RESOURCE: ClassVar[str] = "nodes"
 
 
-class Namespace(KubeObject, frozen=True):
-    """A namespace; only its name and UID are read."""
-
-    API_VERSION: ClassVar[str] = "v1"
-    KIND: ClassVar[str] = "Namespace"
-    RESOURCE: ClassVar[str] = "namespaces"
-
-
 class CSIDriverSpec(KubeStruct, frozen=True):
     storage_capacity: bool | None = None
 

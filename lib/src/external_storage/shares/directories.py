@@ -100,14 +100,12 @@ class ShareDirectories:
         """Make the directory of the volume ``name`` at ``path``, or find the one made before.
 
         Args:
-            name: the volume's.
-            claim: whom it is for.
+            name, claim: the volume's, and whom it is for.
             path: below the share's directory.
             ownership: of a directory that is made now.
             adopt: take one that is there and that we did not make.
             shared: other volumes of ours that say so, too, may have the same directory.
-            details: JSON values to keep in the record, with keys of the caller's own. The volumes
-                that share a directory all have those of the first.
+            details: JSON values for the record; volumes that share a directory have the first's.
 
         Raises ``PathTaken`` if another volume has that directory or one below or above it.
         """

@@ -57,6 +57,29 @@ def _uid(*names: str) -> str:
     return str(uuid.uuid5(uuid.NAMESPACE_URL, "/".join(names)))
 
 
+def _metadata(
+    name: str,
+    *,
+    uid: str,
+    resource_version: str,
+    namespace: str = "",
+    deleting: bool = False,
+    annotations: Mapping[str, str | None] | None = None,
+    finalizers: tuple[str, ...] = (),
+) -> ObjectMeta:
+    """Annotations that are None are left out."""
+    return ObjectMeta(
+        name=name,
+        namespace=namespace,
+        uid=uid,
+        resource_version=resource_version,
+        creation_timestamp=_LONG_AGO,
+        deletion_timestamp=_LONG_AGO if deleting else None,
+        annotations={k: v for k, v in (annotations or {}).items() if v is not None},
+        finalizers=finalizers,
+    )
+
+
 def _reference(made_for: PersistentVolumeClaim | None) -> ObjectReference | None:
     if made_for is None:
         return None
@@ -95,22 +118,18 @@ def claim(
     Args:
         uid: made from namespace and name by default: the same for the same claim.
         provisioner: whom the controller manager has asked to serve it; None: nobody yet.
-        storage: the quantity asked for.
-        volume_name: the volume it is bound to.
-        selected_node: the node that the scheduler chose.
         deleting: whether it has been deleted and waits for its finalizers.
         annotations: more annotations; they win over those of the other arguments.
     """
     notes = {ANN_STORAGE_PROVISIONER: provisioner, ANN_SELECTED_NODE: selected_node}
     return PersistentVolumeClaim(
-        metadata=ObjectMeta(
-            name=name,
-            namespace=namespace,
+        metadata=_metadata(
+            name,
             uid=uid or _uid("claim", namespace, name),
             resource_version=resource_version,
-            creation_timestamp=_LONG_AGO,
-            deletion_timestamp=_LONG_AGO if deleting else None,
-            annotations={k: v for k, v in notes.items() if v is not None} | dict(annotations or {}),
+            namespace=namespace,
+            deleting=deleting,
+            annotations=notes | dict(annotations or {}),
         ),
         spec=ClaimSpec(
             access_modes=access_modes,
@@ -159,15 +178,13 @@ def volume(
     """
     if name is None:
         name = f"pvc-{made_for.uid}" if made_for is not None else "volume"
-    notes = {} if provisioner is None else {ANN_PROVISIONED_BY: provisioner}
     return PersistentVolume(
-        metadata=ObjectMeta(
-            name=name,
+        metadata=_metadata(
+            name,
             uid=uid or _uid("volume", name),
             resource_version=resource_version,
-            creation_timestamp=_LONG_AGO,
-            deletion_timestamp=_LONG_AGO if deleting else None,
-            annotations=notes | dict(annotations or {}),
+            deleting=deleting,
+            annotations={ANN_PROVISIONED_BY: provisioner, **(annotations or {})},
             finalizers=finalizers,
         ),
         spec=VolumeSpec(
@@ -202,12 +219,7 @@ def storage_class(
         binding_mode: ``Immediate`` or ``WaitForFirstConsumer``.
     """
     return StorageClass(
-        metadata=ObjectMeta(
-            name=name,
-            uid=uid or _uid("class", name),
-            resource_version=resource_version,
-            creation_timestamp=_LONG_AGO,
-        ),
+        metadata=_metadata(name, uid=uid or _uid("class", name), resource_version=resource_version),
         provisioner=provisioner,
         parameters=dict(parameters or {}),
         reclaim_policy=reclaim_policy,

@@ -67,10 +67,7 @@ _FIND_AGAIN = (
     "provision() is called again after a crash: let it find its own work by request.volume_name, "
     "and make nothing beside it"
 )
-_REMEMBER = (
-    "keep AssetRecords (begin() before the first change, discard() removes) or declare "
-    "durable_intent"
-)
+_REMEMBER = "keep AssetRecords (begin() comes first, discard() removes) or declare durable_intent"
 
 
 class _Provisioning(UnderTest):

@@ -18,7 +18,6 @@ from external_storage.testing.processes import ProcessGroup
 
 _DISK_MIB: Final = 4096
 _PLACE: Final = "/opt/node"
-_MEMORY_MIB: Final = 1024
 _LOAD_LIMIT_S: Final = 600.0
 # Everything is at hand before the kubelet is started: the first pods should not wait for a module.
 _MODULES: Final = "overlay bridge veth"
