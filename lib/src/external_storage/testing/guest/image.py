@@ -10,9 +10,11 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +50,11 @@ _PROGRAMS: Final = {
 RUN_PROGRAMS: Final = ("qemu-system-x86_64", "qemu-img", "ssh", "tar")
 """What has to be here to run a guest; Debian calls their packages by other names."""
 BUILD_PROGRAMS: Final = ("mmdebstrap", "mke2fs", "ssh-keygen", "tar")
+
+
+_KEPT_S: Final = 14 * 86400.0
+"""Other versions of the same: whoever goes to and fro between two must not build each time."""
+_PARTIAL_KEPT_S: Final = 86400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +114,9 @@ def ensure_image() -> Image:
         with building(found.directory) as wanted:
             if wanted:
                 build(found, packages_file())
+    for used in (found.directory, packages_file()):
+        with contextlib.suppress(OSError):  # another user's, or not there any more
+            os.utime(used)
     return found
 
 
@@ -131,7 +141,26 @@ def building(target: Path) -> Iterator[bool]:
         except BlockingIOError:
             say("another process is building it; waiting for that")
             fcntl.flock(file, fcntl.LOCK_EX)
-        yield not target.exists()
+        wanted = not target.exists()
+        yield wanted
+        if wanted:
+            prune(target)
+
+
+def prune(made: Path) -> None:
+    """Remove what is of the same kind as ``made``, of other versions, and was not used for long;
+    and what builds that were ended have left."""
+    kind, now = made.name.rpartition("-")[0], time.time()
+    for path in made.parent.iterdir():
+        if path == made or path.suffix == ".lock" or path.name.rpartition("-")[0] != kind:
+            continue
+        kept_s = _PARTIAL_KEPT_S if path.suffix == ".partial" else _KEPT_S
+        if now - path.stat().st_mtime > kept_s:
+            say(f"removing {path.name}, which nobody has used for {kept_s / 86400:.0f} days")
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
 
 def say(text: str) -> None:

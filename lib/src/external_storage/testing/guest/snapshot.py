@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -58,6 +60,8 @@ def ensure_snapshot(hardware: Hardware) -> tuple[Image, Snapshot]:
             if wanted:
                 say(f"booting it once, with {hardware.memory_mib} MiB; 10 to 30 seconds")
                 _make(image, hardware, snapshot)
+    with contextlib.suppress(OSError):  # another user's
+        os.utime(snapshot.directory)  # it is used: see prune
     return image, snapshot
 
 
