@@ -12,6 +12,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from tests.fake_host import FakeHost, fake_host
+from tests.on_targetd import provisioner_on
+from tests.sshd import Sshd, sshd_in
 from tests.storage_host import StorageHost
 from tests.storage_host import storage_host as storage_host_of
 from tests.targetd_server import MIB, Model, TargetdServer
@@ -19,6 +21,7 @@ from tests.targetd_server import MIB, Model, TargetdServer
 from external_storage.kube import auth
 from external_storage.kube.client import Client
 from external_storage.testing import ControlPlane
+from iscsi_targetd_provisioner.provisioner import IscsiTargetdProvisioner
 
 
 @pytest.fixture
@@ -33,6 +36,20 @@ def targetd() -> Iterator[TargetdServer]:
 def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHost]:
     """Our helper, over models of LVM and LIO."""
     with fake_host(tmp_path, monkeypatch) as made:
+        yield made
+
+
+@pytest.fixture
+def provisioner(targetd: TargetdServer) -> Iterator[IscsiTargetdProvisioner]:
+    """Ours, with the targetd as its only server."""
+    with provisioner_on(targetd) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
+    """A real one on loopback."""
+    with sshd_in(tmp_path_factory.mktemp("sshd")) as made:
         yield made
 
 

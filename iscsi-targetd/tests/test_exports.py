@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -14,7 +14,6 @@ from tests.targetd_server import HangUp, Model, TargetdServer
 from tests.test_targetd_backend import backend_of
 
 from external_storage import PersistentVolume
-from external_storage.kube.types import Node, ObjectMeta
 from external_storage.metrics import Metrics
 from external_storage.testing.builders import Clock
 from iscsi_targetd_provisioner.backend import Access, Backend
@@ -22,7 +21,7 @@ from iscsi_targetd_provisioner.chap import Chap
 from iscsi_targetd_provisioner.credentials import Credentials
 from iscsi_targetd_provisioner.exports import ANN_INITIATORS, FROM_NODES, ExportKeeper
 from iscsi_targetd_provisioner.fleet import ANN_POOL, ANN_SERVER, Fleet
-from iscsi_targetd_provisioner.initiators import ANNOTATION, NodeInitiators
+from iscsi_targetd_provisioner.initiators import NodeInitiators
 from iscsi_targetd_provisioner.luns import KnownLuns
 from iscsi_targetd_provisioner.servers import Server
 
@@ -378,55 +377,3 @@ def test_a_replaced_secret_is_set_once_and_later_for_who_is_logged_in(
     host.rtslib.logged_in.clear()
     lio.reconcile()
     assert host.rtslib.passwords("pvc-1") == {"another secret"}
-
-
-# -- what nodes say
-
-
-def node(name: str, initiator: str) -> Node:
-    return Node(metadata=ObjectMeta(name=name, annotations={ANNOTATION: initiator}))
-
-
-@pytest.fixture
-def initiators() -> tuple[NodeInitiators, Events, list[list[Node]]]:
-    """One that sees these nodes, at each look the next; the last for ever."""
-    events = Events()
-    made = NodeInitiators(cast(Any, None), cast(Any, events), on_change=lambda: None)
-    looks: list[list[Node]] = []
-
-    def all_nodes() -> Sequence[Node]:
-        return looks.pop(0) if len(looks) > 1 else looks[0]
-
-    made._informer = cast(Any, SimpleNamespace(lister=SimpleNamespace(all=all_nodes)))
-    return made, events, looks
-
-
-def test_a_node_that_comes_amid_a_report_does_not_end_it(
-    initiators: tuple[NodeInitiators, Events, list[list[Node]]],
-) -> None:
-    nodes, events, looks = initiators
-    looks[:] = [[node("a", ONE)], [node("a", ONE), node("b", ONE)]]
-    assert nodes.report() == 0
-    assert nodes.report() == 2
-    assert {name for name, _, _ in events} == {"a", "b"}
-
-
-def test_a_name_that_is_another_nodes_or_malformed_or_refused_is_told_once(
-    initiators: tuple[NodeInitiators, Events, list[list[Node]]],
-) -> None:
-    nodes, events, looks = initiators
-    looks[:] = [
-        [node("a", ONE), node("b", ONE.upper()), node("c", "iqn.2026-01.com"), node("d", TWO)]
-    ]
-    for _ in range(2):
-        assert nodes.report() == 3
-    assert [(name, reason) for name, reason, _ in events] == [
-        ("a", "BadInitiator"),
-        ("b", "BadInitiator"),
-        ("c", "BadInitiator"),
-    ]
-    assert nodes.names() == {ONE, TWO}
-    nodes.note_refused(frozenset({TWO}))
-    assert nodes.report() == 4
-    assert events[-1][0] == "d"
-    assert "is not taken by a storage host" in events[-1][2]

@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 import shlex
 import shutil
 import socket
-import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import paramiko
 import pytest
 from paramiko.common import AUTH_SUCCESSFUL, OPEN_SUCCEEDED
-from tests.targetd_server import TargetdServer, unused_port
-from tests.test_targetd_backend import ACCOUNT
+from tests.sshd import FAKE, Sshd, failure, soon, user
+from tests.targetd_server import unused_port
 
 from external_storage import (
     Deadline,
@@ -34,117 +29,8 @@ from external_storage import (
 )
 from external_storage.testing.builders import Clock
 from external_storage.testing.guest.storage import make_key
-from external_storage.testing.processes import free_port
-from external_storage.testing.waiting import wait_until
-from iscsi_targetd_provisioner import inventory
 from iscsi_targetd_provisioner.helper_session import Helper, HelperRefused
-from iscsi_targetd_provisioner.rpc import Rpc
 from iscsi_targetd_provisioner.ssh import Connection, Login
-
-FAKE = Path(__file__).with_name("fake_helper.py")
-
-
-@dataclass
-class Sshd:
-    """An sshd of the test's own, whose one key may run the fake helper and nothing else."""
-
-    directory: Path
-    port: int
-    connections: list[Connection] = field(default_factory=list)
-
-    def login(self, **fields: Any) -> Login:
-        given = {"host": "127.0.0.1", "port": self.port, "user": _user(), **fields}
-        given.setdefault("known_hosts", self.directory / "known_hosts")
-        given.setdefault("key_file", self.directory / "key")
-        return Login(**given)
-
-    def helper(self, start: str = "", **fields: Any) -> Helper:
-        self.set_command(f"{sys.executable} {FAKE} {start}")
-        connection = self.connection(**fields)
-        return Helper(open_channel=connection.channel, host="storage", installed=True)
-
-    def connection(self, **fields: Any) -> Connection:
-        """Closed at the end."""
-        made = Connection(self.login(**fields))
-        self.connections.append(made)
-        return made
-
-    def set_command(self, command: str) -> None:
-        public = (self.directory / "key.pub").read_text().strip()
-        line = f'command="{command}",restrict,port-forwarding {public}\n'
-        (self.directory / "authorized_keys").write_text(line)
-
-    @contextlib.contextmanager
-    def allowed(self, line: str) -> Iterator[None]:
-        """With this line for the key, and no other."""
-        keys = self.directory / "authorized_keys"
-        before = keys.read_text() if keys.exists() else ""
-        keys.write_text(f"{line}\n")
-        try:
-            yield
-        finally:
-            keys.write_text(before)
-
-
-def _user() -> str:
-    return os.environ.get("USER") or "root"
-
-
-@pytest.fixture(scope="module")
-def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
-    program = shutil.which("sshd", path="/usr/sbin:/usr/bin")
-    if program is None:
-        pytest.skip("sshd is not installed: apt-get install openssh-server")
-    directory = tmp_path_factory.mktemp("sshd")
-    host_key = make_key(directory / "host_key")
-    make_key(directory / "key")
-    port = free_port()
-    settings = {
-        "HostKey": directory / "host_key",
-        "AuthorizedKeysFile": directory / "authorized_keys",
-        "ListenAddress": "127.0.0.1",
-        "Port": port,
-        "PidFile": "none",
-        "StrictModes": "no",
-        "UsePAM": "no",
-        "PasswordAuthentication": "no",
-        "Subsystem": "sftp internal-sftp",
-        "PermitRootLogin": "yes",
-        "MaxStartups": "100",
-    }
-    (directory / "config").write_text("".join(f"{k} {v}\n" for k, v in settings.items()))
-    (directory / "known_hosts").write_text(f"[127.0.0.1]:{port} {host_key}\n")
-    Path("/run/sshd").mkdir(exist_ok=True)
-    with (directory / "log").open("wb") as log:
-        argv = [program, "-D", "-e", "-f", str(directory / "config")]
-        process = subprocess.Popen(argv, stdout=log, stderr=log)
-    try:
-        wait_until(lambda: _listens(port), "sshd listens")
-        made = Sshd(directory, port)
-        yield made
-        for connection in made.connections:
-            connection.close()
-    finally:
-        process.terminate()
-        process.wait(30)
-
-
-def _listens(port: int) -> bool:
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=5):
-        return True
-    return False
-
-
-def soon(seconds: float = 60.0) -> Deadline:
-    return Deadline(time.monotonic() + seconds)
-
-
-def failure(helper: Helper, deadline: Deadline | None = None) -> str:
-    """Why the host cannot be asked."""
-    with contextlib.closing(helper), pytest.raises(Unchanged) as caught:
-        helper.request("pools", {}, deadline or soon())
-    return str(caught.value)
-
 
 # -- who is at the other end, and who are we
 
@@ -176,7 +62,7 @@ def test_the_users_own_known_hosts_do_not_count(
 def test_a_key_that_the_host_does_not_know_is_told(sshd: Sshd, tmp_path: Path) -> None:
     make_key(tmp_path / "key")
     text = failure(sshd.helper(key_file=tmp_path / "key"))
-    assert f"does not accept our key or password for user {_user()}" in text
+    assert f"does not accept our key or password for user {user()}" in text
 
 
 def test_a_key_with_a_passphrase_needs_it(sshd: Sshd, tmp_path: Path) -> None:
@@ -423,111 +309,3 @@ def test_the_command_is_a_constant_of_ours(sshd: Sshd) -> None:
         helper.request("create", {"name": "$(reboot)", "password": "a secret"}, soon())
     assert seen == ["sudo -n -- /usr/local/libexec/external-storage-lio"]
     assert shlex.split(seen[0])[:3] == ["sudo", "-n", "--"]
-
-
-# -- a key that may run the helper, and nothing else
-
-
-@pytest.fixture
-def installed(
-    sshd: Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Iterator[Path]:
-    """The helper is on the host, and the key's line is the one that ``install-helper`` prints."""
-    helper = tmp_path / "external-storage-lio"
-    monkeypatch.setattr(inventory, "INSTALLED_PATH", str(helper))
-    argv = ["install-helper", f"--output={helper}", "--user=root", "--pool=vg/thin"]
-    key = (sshd.directory / "key.pub").read_text().strip()
-    with pytest.raises(SystemExit) as ended:
-        inventory.run_command([*argv, f"--key={key}"], default_name="iscsi-targetd")
-    assert ended.value.code == 0
-    [line] = [line for line in capsys.readouterr().out.splitlines() if line.endswith(key)]
-    assert line == f'command="{helper} --pool vg/thin",restrict {key}'
-    assert helper.stat().st_mode & 0o777 == 0o755
-    with sshd.allowed(line):
-        yield helper
-
-
-def output(channel: paramiko.Channel) -> str:
-    text = b""
-    while data := channel.recv(1 << 16):
-        text += data
-    return text.decode()
-
-
-def test_an_installed_helper_is_all_that_its_key_can_run(
-    sshd: Sshd, installed: Path, tmp_path: Path
-) -> None:
-    made = tmp_path / "made"
-    connection = sshd.connection()
-    for command in (str(installed), f"touch {made}", f"{installed}; touch {made}", "sh -i"):
-        said = json.loads(output(connection.channel(soon(), command)).splitlines()[0])
-        # Which of the two depends on whether this machine has LIO.
-        assert said.keys() <= {"hello", "fatal"}, command
-    transport = connection._transport(soon())
-    shell = transport.open_session(timeout=60)
-    with pytest.raises(paramiko.SSHException):
-        shell.get_pty()
-    shell = transport.open_session(timeout=60)
-    shell.invoke_shell()
-    shell.shutdown_write()
-    assert output(shell).startswith("{")
-    files = transport.open_session(timeout=60)
-    files.invoke_subsystem("sftp")
-    assert output(files).startswith("{")
-    assert not made.exists()
-
-
-def test_its_key_opens_no_way_to_elsewhere(
-    sshd: Sshd, installed: Path, targetd: TargetdServer
-) -> None:
-    assert installed.exists()
-    with pytest.raises(Unchanged, match="no tunnel to"):
-        sshd.connection().tunnel(soon(), ("127.0.0.1", targetd.port))
-
-
-def test_the_key_of_a_tunnel_leads_to_targetd_and_nowhere_else(
-    sshd: Sshd, targetd: TargetdServer
-) -> None:
-    """The line that the README gives."""
-    key = (sshd.directory / "key.pub").read_text().strip()
-    where = f"127.0.0.1:{targetd.port}"
-    line = f'restrict,port-forwarding,permitopen="{where}",command="/bin/false" {key}'
-    readme = (Path(__file__).parents[1] / "README.md").read_text()
-    assert line.removesuffix(key).replace(where, "127.0.0.1:18700") in readme
-    with sshd.allowed(line):
-        connection = sshd.connection()
-        rpc = Rpc(
-            host="storage",
-            account=ACCOUNT,
-            open_stream=lambda deadline: connection.tunnel(deadline, ("127.0.0.1", targetd.port)),
-        )
-        assert rpc.call("pool_list", soon(), changes=False)
-        with pytest.raises(Unchanged, match="no tunnel to"):
-            connection.tunnel(soon(), ("127.0.0.1", sshd.port))
-        assert output(connection.channel(soon(), "echo no")) == ""
-
-
-# -- targetd through a tunnel
-
-
-def test_targetd_is_reached_through_a_tunnel(sshd: Sshd, targetd: TargetdServer) -> None:
-    sshd.set_command("false")
-    connection = sshd.connection()
-    rpc = Rpc(
-        host="storage",
-        account=ACCOUNT,
-        open_stream=lambda deadline: connection.tunnel(deadline, ("127.0.0.1", targetd.port)),
-    )
-    for _ in range(3):
-        pools = rpc.call("pool_list", soon(), changes=False)
-        assert {"vg-targetd", "fast/thin"} <= {pool["name"] for pool in pools}
-    connection.close()
-
-
-def test_a_tunnel_to_nobody_is_told(sshd: Sshd) -> None:
-    sshd.set_command("false")
-    connection = sshd.connection()
-    where = ("127.0.0.1", unused_port())
-    with pytest.raises(Unchanged, match=r"no tunnel to 127\.0\.0\.1"):
-        connection.tunnel(soon(), where)
-    connection.close()
