@@ -5,9 +5,11 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from external_storage import (
 )
 from iscsi_targetd_provisioner.host import common, saved, serve
 from iscsi_targetd_provisioner.host.common import Refused
+from iscsi_targetd_provisioner.host.source import helper_source
 
 NAME = "pvc-1"
 TARGET = f"{IQN}:{NAME}"
@@ -217,3 +220,56 @@ def test_the_hosts_lock_is_taken_and_an_open_shell_of_targetcli_is_told(
         [answer] = host.server().batch([request("exports", limit_s=0.2)])
     assert answer["error"]["kind"] == "busy"
     assert "is a targetcli shell open" in answer["error"]["text"]
+
+
+RTSLIB = """
+class RTSLibError(Exception):
+    pass
+class Fabric:
+    targets = ()
+def RTSRoot():
+    print("a library that prints")
+def FabricModule(name):
+    return Fabric
+"""
+
+
+@pytest.fixture
+def sent(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """The helper as the host gets it, on a Python that has nothing of ours."""
+    library = tmp_path / "rtslib_fb"
+    library.mkdir()
+    (library / "__init__.py").write_text(RTSLIB)
+    (library / "root.py").write_text(f"default_save_file = {str(tmp_path / 'saved')!r}\n")
+    (library / "tcm.py").write_text("bs_cache = {}\n")
+    text = helper_source()
+    for lock in (serve.OWN_LOCK, serve.TARGETCLI_LOCK):
+        assert lock in text
+        text = text.replace(lock, str(tmp_path / Path(lock).name))
+    (program := tmp_path / "helper").write_text(text)
+    # Python looks beside the program for what it imports.
+    argv = [sys.executable, str(program)]
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    process = subprocess.Popen(argv, env={}, **pipes)
+    with process:
+        yield process
+        process.kill()
+
+
+def test_the_helper_as_it_is_sent_answers_and_ends_with_who_reads_it(
+    sent: subprocess.Popen[bytes],
+) -> None:
+    assert sent.stdin is not None
+    assert sent.stdout is not None
+    assert sent.stderr is not None
+    assert json.loads(sent.stdout.readline())["hello"]["protocol"] == serve.PROTOCOL
+    ask = b'{"id": 1, "op": "exports", "args": {}, "limit_s": 60}\n'
+    sent.stdin.write(ask)
+    sent.stdin.flush()
+    assert json.loads(sent.stdout.readline()) == {"id": 1, "result": []}
+    # Its reader goes while its requests are still open: it ends, and Python does not abort.
+    sent.stdout.close()
+    sent.stdin.write(ask)
+    sent.stdin.flush()
+    assert sent.wait(60) == 1
+    assert b"BrokenPipeError" in sent.stderr.read()

@@ -235,7 +235,8 @@ class Inbox:
     def read(self) -> None:
         rest = b""
         try:
-            while data := self.source.read1(1 << 16):  # type: ignore[attr-defined]
+            # Not through the file object: Python aborts when it ends with a thread inside of one.
+            while data := os.read(self.source.fileno(), 1 << 16):
                 *lines, rest = (rest + data).split(b"\n")
                 came = time.monotonic()
                 requests = [{**json.loads(line), "came": came} for line in lines]
