@@ -96,6 +96,8 @@ class GuestNode:
             "--kubeconfig": self._kubeconfig,
             "--http-endpoint": f"0.0.0.0:{PORT}",
             "--brake-volumes": "0",
+            # A wipe must begin within a minute: on a busy host, two would wait for each other.
+            "--parallel-wipes": "1",
         }
         argv = [*program, *(f"{key}={value}" for key, value in flags.items())]
         self._program = self.guest.popen(argv)
