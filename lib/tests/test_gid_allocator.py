@@ -54,6 +54,20 @@ def test_an_asset_takes_the_gid_that_it_has_unless_another_has_it() -> None:
     assert len(allocator) == 3
 
 
+def test_a_gid_that_is_shared_is_free_when_the_last_one_has_released_it() -> None:
+    allocator = GidAllocator(2000, 2001)
+    assert allocator.allocate("own") == 2000
+    for key in ("class", "another class"):
+        allocator.share(key, 2000)
+    for key in ("own", "class"):
+        allocator.release(key)
+    assert allocator.allocate("next") == 2001
+    with pytest.raises(GidsExhausted):
+        allocator.allocate("last")
+    allocator.share("another class", 5000)
+    assert allocator.allocate("last") == 2000
+
+
 def test_several_classes_share_one_table() -> None:
     allocator = GidAllocator()
     got = [allocator.allocate(f"a{n}", minimum=3000, maximum=3004) for n in range(3)]

@@ -334,8 +334,12 @@ def test_an_intent_is_ended_though_the_class_became_anothers(rig: Any, until: Un
     until(lambda: not has_intent(rig), "the claim is let go of")
 
 
-def test_what_failed_before_another_replica_led_is_asked_again(rig: Any, until: Until) -> None:
+def test_what_failed_before_another_replica_led_is_asked_again(
+    rig: Any, until: Until, monkeypatch: pytest.MonkeyPatch
+) -> None:
     provisioner = rig.start(declare=CLOUD)
+    led: list[int] = []
+    monkeypatch.setattr(provisioner, "lead", lambda: led.append(len(provisioner.provisioned)))
     provisioner.play(ProvisioningFailed("quota"))
     rig.claim("data", rig.storage_class())
     until(lambda: provisioner.provisioned, "the first call")
@@ -352,6 +356,8 @@ def test_what_failed_before_another_replica_led_is_asked_again(rig: Any, until: 
         "the claim is let go of",
     )
     assert len(provisioner.provisioned) > calls
+    # Told before the first call.
+    assert led == [calls]
 
 
 @pytest.mark.parametrize("status", [409, 422])

@@ -262,6 +262,7 @@ class ProvisionController:
         if not works_alone(self._provisioner):
             self._publish_all()
         self._feed.start_afresh()
+        self._provisioner.lead()
         self._resume()
         self._feed.replay()
         self._reconciler.soon()

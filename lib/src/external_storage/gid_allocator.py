@@ -133,6 +133,15 @@ class GidAllocator:
             self._put(key, gid)
             return True
 
+    def share(self, key: str, gid: int) -> None:
+        """Have ``key`` hold this gid, in place of the one it had, whoever else has it, too: it is
+        given to nobody until all of them have released it. For a group of several volumes, or of
+        somebody else's; not for a key that ``allocate`` is called with."""
+        with self._lock:
+            if self._gids.get(key) != gid:
+                self._drop(key)
+                self._put(key, gid)
+
     def release(self, key: str) -> None:
         """Give back the gid of ``key``, once its asset is gone; none is fine."""
         with self._lock:

@@ -222,6 +222,11 @@ class Provisioner(ABC, Generic[S, P]):
     def stop(self) -> None:
         """Called once, after the last call has returned."""
 
+    def lead(self) -> None:
+        """Called each time that this replica gets the lease, before it works: another one may have
+        worked since, so what was learnt of the back end may be void. Must not block. Not called
+        without leader election."""
+
     def accepts(self, claim: PersistentVolumeClaim) -> bool:
         """Whether a claim of one of our classes is for this instance; False leaves it alone."""
         return True

@@ -36,9 +36,12 @@ class Deployed:
         *,
         images: Mapping[str, str] | None = None,
         patches: Sequence[Mapping[str, Any]] = (),
+        limit_s: float = _LIMIT_S,
     ) -> None:
         """``manifests``: a directory with ``kustomization.yaml``. ``images``: references of images
-        by the names that the manifests call them. ``patches``: as in ``kustomization.yaml``."""
+        by the names that the manifests call them. ``patches``: as in ``kustomization.yaml``.
+        ``limit_s``: until all pods are ready, or gone."""
+        self._limit_s = round(limit_s)
         self.site = site
         self._overlay = tempfile.TemporaryDirectory(prefix="external-storage-overlay-")
         # A base may be anywhere, but not be given by an absolute path.
@@ -76,9 +79,11 @@ class Deployed:
 
     def close(self) -> None:
         """Delete the objects and wait until they are gone."""
-        flags = ("--ignore-not-found", f"--timeout={_LIMIT_S}s")
+        flags = ("--ignore-not-found", f"--timeout={self._limit_s}s")
         try:
-            self.site.kubectl("delete", "-k", self._overlay.name, *flags, limit_s=_LIMIT_S + 10)
+            self.site.kubectl(
+                "delete", "-k", self._overlay.name, *flags, limit_s=self._limit_s + 10
+            )
         finally:
             self._overlay.cleanup()
 
@@ -87,8 +92,8 @@ class Deployed:
         for workload in self._workloads:
             name = f"{workload['kind']}/{workload['metadata']['name']}".lower()
             try:
-                status = ("rollout", "status", name, f"--timeout={_LIMIT_S}s")
-                self.kubectl(*status, limit_s=_LIMIT_S + 10)
+                status = ("rollout", "status", name, f"--timeout={self._limit_s}s")
+                self.kubectl(*status, limit_s=self._limit_s + 10)
             except ControlPlaneError as error:
                 raise ClusterError(f"{error}\n{self.explain()}") from None
 

@@ -143,18 +143,26 @@ def patches() -> Sequence[Mapping[str, Any]]:
 
 
 @pytest.fixture(scope="module")
+def rollout_limit_s() -> float:
+    """Overridden by a scenario whose provisioner starts on an emulated node, and is large."""
+    return 180.0
+
+
+@pytest.fixture(scope="module")
 def deployed(
     request: pytest.FixtureRequest,
     site: Site,
     images: Mapping[str, str],
     patches: Sequence[Mapping[str, Any]],
+    rollout_limit_s: float,
     prepared: None,
 ) -> Iterator[Deployed]:
     """The provisioner of the scenario's package, ready."""
     package = request.path.parent.parent
     if isinstance(site, Cluster):
         site.load_image(_archives(request.config) / f"external-storage-{package.name}.tar")
-    with Deployed(site, package / "deploy", images=images, patches=patches) as made:
+    deploy, limit_s = package / "deploy", rollout_limit_s
+    with Deployed(site, deploy, images=images, patches=patches, limit_s=limit_s) as made:
         yield made
 
 
