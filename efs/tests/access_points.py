@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Any, cast
 import msgspec
 
 from efs_provisioner.access_point_directories import AccessPointDirectories
+from efs_provisioner.access_point_making import AccessPointMaker
 from efs_provisioner.access_point_volumes import AccessPointVolumes
+from efs_provisioner.access_points import AllAccessPoints
 from efs_provisioner.aws import Aws
 from efs_provisioner.facts import Facts
 from efs_provisioner.known_volumes import KnownVolumes
 from efs_provisioner.parameters import EfsParameters
 from efs_provisioner.settings import EfsSettings
-from efs_provisioner.stored import file_system_of
+from efs_provisioner.stored import place_of
 from efs_provisioner.tags import Owner
 from external_storage import (
     Context,
@@ -70,24 +72,30 @@ class Rig:
         client = cast(Any, self.cluster)
         aws = _aws(efs.url)
         names = self.settings.names
+        owner = Owner(cluster, names)
         self.known = KnownVolumes(
-            client, names=names, file_systems=file_systems, file_system_of=file_system_of
+            file_systems=file_systems, place_of=lambda volume: place_of(volume, {})
+        )
+        self.points = AllAccessPoints(
+            aws, file_systems=file_systems, owner=lambda: owner, known=self.known
         )
         self.volumes = AccessPointVolumes(
-            self.settings,
-            Context(
-                name=builders.PROVISIONER,
-                namespace="default",
-                client=client,
-                events=client,
-                metrics=Metrics(),
-            ),
-            aws=aws,
-            facts=Facts(aws),
-            known=self.known,
-            file_systems=file_systems,
-            owner=lambda: Owner(cluster, names),
-            directories=AccessPointDirectories({}, {}, keep_archives_s=None),
+            AccessPointMaker(
+                settings=self.settings,
+                context=Context(
+                    name=builders.PROVISIONER,
+                    namespace="default",
+                    client=client,
+                    events=client,
+                    metrics=Metrics(),
+                ),
+                aws=aws,
+                facts=Facts(aws),
+                known=self.known,
+                points=self.points,
+                owner=lambda: owner,
+                directories=AccessPointDirectories({}, {}, keep_archives_s=None),
+            )
         )
 
     def provision(self, request: Request) -> ProvisionedVolume:
@@ -100,10 +108,17 @@ class Rig:
 
 
 def request(
-    name: str = "data", *, claim_uid: str | None = None, after_restart: bool = False, **given: Any
+    name: str = "data",
+    *,
+    claim_uid: str | None = None,
+    after_restart: bool = False,
+    access_modes: tuple[str, ...] = ("ReadWriteMany",),
+    **given: Any,
 ) -> Request:
     """Of a claim; ``after_restart`` with the intent of a process that is gone."""
     claim = builders.claim(name=name, namespace="team", uid=claim_uid)
+    spec = msgspec.structs.replace(claim.spec, access_modes=access_modes)
+    claim = msgspec.structs.replace(claim, spec=spec)
     if after_restart:
         meta = msgspec.structs.replace(claim.metadata, finalizers=(INTENT_FINALIZER,))
         claim = msgspec.structs.replace(claim, metadata=meta)

@@ -111,7 +111,11 @@ class FaultyEfs:
         """How many of the next attempts are done, and their answers lost."""
         self.limit = 10_000
         """Access points a file system may have."""
+        self.limits: dict[str, int] = {}
+        """By file system, if it may have others."""
         self.page = 1000
+        self.removed: set[str] = set()
+        """File systems that somebody has deleted."""
         self.states: dict[str, str] = {}
         """By file system: its state, if it is not available."""
 
@@ -143,12 +147,14 @@ class FaultyEfs:
             backend = self._backend()
             return [p.info_json() for p in backend.describe_access_points(None, file_system)]
 
-    def add_access_points(self, file_system: str, count: int, *, first_gid: int) -> None:
+    def add_access_points(
+        self, file_system: str, count: int, *, first_gid: int, path: str = ""
+    ) -> None:
         """So many of somebody else's."""
         with self._lock:
             for number in range(count):
                 user = {"Uid": first_gid + number, "Gid": first_gid + number}
-                root = {"Path": f"/others/{number}"}
+                root = {"Path": path or f"/others/{number}"}
                 self._backend().create_access_point(f"other-{number}", [], file_system, user, root)
 
     def delete_access_point(self, access_point: str) -> None:
@@ -214,7 +220,7 @@ class FaultyEfs:
 
     def _refuse_create(self, asked: dict[str, Any]) -> _Answer | None:
         id, token = asked["FileSystemId"], asked["ClientToken"]
-        if id not in self._backend().file_systems_by_id:
+        if not self._has(id):
             return _error(404, "FileSystemNotFound", f"File system '{id}' does not exist.")
         if self.states.get(id, "available") != "available":
             text = f"File system {id} is in the wrong state"
@@ -229,8 +235,9 @@ class FaultyEfs:
         path = asked["RootDirectory"]["Path"]
         if not _PATH.fullmatch(path) or len(path) > 100:
             return _error(400, "BadRequest", f"invalid path {path}")
-        if len(self._backend().describe_access_points(None, id)) >= self.limit:
-            text = f"You have reached the maximum of {self.limit} access points"
+        limit = self.limits.get(id, self.limit)
+        if len(self._backend().describe_access_points(None, id)) >= limit:
+            text = f"You have reached the maximum of {limit} access points"
             return _error(403, "AccessPointLimitExceeded", text)
         return None
 
@@ -243,9 +250,13 @@ class FaultyEfs:
         if point and point not in self._backend().access_points:
             return _error(404, "AccessPointNotFound", f"Access point {point} does not exist.")
         id = query.get("FileSystemId", "")
-        if id and id not in self._backend().file_systems_by_id:
+        if id and not self._has(id):
             return _error(404, "FileSystemNotFound", f"File system '{id}' does not exist.")
         return None
+
+    def _has(self, file_system: str) -> bool:
+        is_known = file_system in self._backend().file_systems_by_id
+        return is_known and file_system not in self.removed
 
     def _remember(self, operation: str, path: str, body: bytes, answer: _Answer) -> None:
         if answer[0] >= 400:

@@ -189,6 +189,94 @@ def test_a_refusal_after_a_restart_ends_nothing(rig: Rig, efs: FaultyEfs, file_s
         gone.provision(request(after_restart=True, fileSystemId="fs-00000000000000000"))
 
 
+@pytest.mark.parametrize("given", [{}, {"subPathPattern": "${.PVC.labels.team}"}])
+def test_a_refusal_after_a_restart_that_has_left_nothing_is_told_as_one(
+    rig: Rig, efs: FaultyEfs, given: dict[str, Any]
+) -> None:
+    """Else its claim could neither be changed nor go."""
+    efs.denied.add("CreateAccessPoint")
+    asked = request(after_restart=True, **given)
+    with pytest.raises((ProvisioningFailed, Infeasible), match=r"denies|no label 'team'"):
+        rig.provision(asked)
+    assert len(rig.known.gids(rig.points.file_systems[0])) == 0
+    before = efs.operations()["DescribeAccessPoints"]
+    with pytest.raises((ProvisioningFailed, Infeasible), match=r"denies|no label 'team'"):
+        rig.provision(asked)
+    # It is looked for once.
+    assert efs.operations()["DescribeAccessPoints"] == before
+
+
+def test_a_refusal_after_a_restart_ends_nothing_while_aws_cannot_be_asked(
+    rig: Rig, efs: FaultyEfs
+) -> None:
+    asked = request(after_restart=True, subPathPattern="${.PVC.labels.team}")
+    efs.throttled["DescribeAccessPoints"] = 1
+    with pytest.raises(Unchanged, match=r"no label 'team'.*is not known: AWS throttles"):
+        rig.provision(asked)
+    with pytest.raises(Infeasible, match="no label 'team'"):
+        rig.provision(asked)
+
+
+@pytest.mark.parametrize("fault", ["denied", "throttled"])
+def test_what_an_uncertain_call_has_left_is_not_forgotten_by_a_refusal_after_it(
+    rig: Rig, efs: FaultyEfs, fault: str
+) -> None:
+    """In one process, whose first try had no intent yet."""
+    efs.lost["CreateAccessPoint"] = 1
+    with pytest.raises(ProvisioningInBackground):
+        rig.provision(request())
+    if fault == "denied":
+        efs.denied.add("CreateAccessPoint")
+    else:
+        efs.throttled["CreateAccessPoint"] = 1
+    with pytest.raises(Unchanged, match=rig.made()["AccessPointId"]):
+        rig.provision(request())
+    efs.clear_faults()
+    rig.provision(request())
+    assert len(efs.access_points()) == 1
+
+
+def test_what_was_made_is_not_forgotten_when_the_facts_are_asked_for_in_vain(
+    rig: Rig, efs: FaultyEfs, file_system: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zone = next(iter(efs.targets(file_system)))
+    monkeypatch.setattr("efs_provisioner.facts.KEEP_S", -1.0)
+    create = rig.volumes._maker.aws.create_access_point
+
+    def made_and_then_denied(**given: Any) -> Any:
+        made = create(**given)
+        rig.volumes._facts._targets._known.clear()
+        efs.denied.add("DescribeMountTargets")
+        return made
+
+    monkeypatch.setattr(rig.volumes._maker.aws, "create_access_point", made_and_then_denied)
+    with pytest.raises(ProvisioningInBackground, match="is made; AWS denies"):
+        rig.provision(request(az=zone))
+    with pytest.raises(Unchanged, match="denies"):
+        rig.provision(request(az=zone))
+    efs.clear_faults()
+    assert (
+        rig.provision(request(az=zone))
+        .source["csi"]["volumeHandle"]
+        .endswith(rig.made()["AccessPointId"])
+    )
+
+
+def test_what_had_ended_may_have_been_begun_again_by_another_replica(
+    rig: Rig, efs: FaultyEfs, file_system: str
+) -> None:
+    efs.denied.add("CreateAccessPoint")
+    with pytest.raises(ProvisioningFailed):
+        rig.provision(request())
+    efs.clear_faults()
+    Rig(efs, file_system).provision(request())
+    rig.points.lead()
+    rig.volumes.lead()
+    efs.denied.add("CreateAccessPoint")
+    with pytest.raises(Unchanged, match="denies"):
+        rig.provision(request(after_restart=True))
+
+
 def test_a_refusal_of_a_new_claim_is_told_as_one(rig: Rig, efs: FaultyEfs) -> None:
     efs.denied.add("CreateAccessPoint")
     for again in (False, True):
@@ -206,12 +294,15 @@ def test_an_access_point_of_the_same_token_and_other_tags_is_not_touched(
     assert len(efs.access_points()) == 1
 
 
-def test_another_cluster_with_the_same_claim_gets_its_own(
+def test_another_cluster_with_the_same_claim_gets_its_own_and_not_the_same_directory(
     rig: Rig, efs: FaultyEfs, file_system: str
 ) -> None:
     """A cluster that was restored from a backup has the same UIDs."""
     rig.provision(request())
-    Rig(efs, file_system, cluster="two").provision(request())
+    other = Rig(efs, file_system, cluster="two")
+    with pytest.raises(ProvisioningFailed, match=f"{rig.made()['AccessPointId']}.*another path"):
+        other.provision(request())
+    other.provision(request(basePath="/two"))
     assert len(efs.access_points()) == 2
 
 
@@ -221,10 +312,10 @@ def test_a_gid_that_another_volume_got_meanwhile_is_not_used_twice(
     """The leader before us has made it and not saved it; we have given its gid away since."""
     other = Rig(efs, file_system)
     first = other.provision(request("first"))
-    rig.volumes.of(file_system).listed = True  # before that, as a standby that led once
+    rig.points.of(file_system).listed = True  # before that, as a standby that led once
     second = rig.provision(request("second"))
     assert first.gid == second.gid
-    with pytest.raises(Unchanged, match="did not fit and is deleted"):
+    with pytest.raises(ProvisioningFailed, match="did not fit and is deleted"):
         rig.provision(request("first", after_restart=True))
     again = rig.provision(request("first", after_restart=True))
     assert again.gid != second.gid
@@ -237,7 +328,7 @@ def test_what_does_not_fit_is_never_deleted_when_a_volume_leads_to_it(
 ) -> None:
     asked = request("first")
     Rig(efs, file_system).provision(asked)
-    rig.volumes.of(file_system).listed = True
+    rig.points.of(file_system).listed = True
     rig.provision(request("second"))
     rig.cluster.saved.add(asked.volume_name)
     with pytest.raises(Unchanged, match="is there already"):
@@ -259,8 +350,101 @@ def test_no_gid_is_given_twice_in_200_claims_at_once(rig: Rig, efs: FaultyEfs) -
     assert len(set(gids)) == len(gids) == 200
 
 
+def test_the_fixed_group_of_a_class_is_never_one_volumes_own(rig: Rig) -> None:
+    fixed: dict[str, Any] = {"gid": "50000"}
+    volumes = {}
+    for name in ("one", "two"):
+        asked = request(name, **fixed)
+        volumes[name] = saved(asked.volume_name, rig.provision(asked))
+        rig.known.observe(None, volumes[name])
+    assert rig.provision(request("own")).gid == 50_001
+    # The first of them goes, and the lists are read again.
+    rig.volumes.delete(volumes["one"])
+    rig.known.observe(volumes["one"], None)
+    rig.points.refresh()
+    narrow: dict[str, Any] = {"gidRangeStart": "50000", "gidRangeEnd": "50002"}
+    assert rig.provision(request("next", **narrow)).gid == 50_002
+    with pytest.raises(ProvisioningFailed, match="every group from 50000 to 50002"):
+        rig.provision(request("last", **narrow))
+
+
+def test_after_a_restart_the_fixed_group_of_a_class_is_known_by_its_volumes(
+    rig: Rig, efs: FaultyEfs, file_system: str
+) -> None:
+    asked = request(gid="2000")
+    volume = saved(asked.volume_name, rig.provision(asked))
+    after = Rig(efs, file_system)
+    after.known.observe(None, volume)
+    # Of a directory, for which no access points are listed.
+    assert after.known.gids(file_system).allocate("a directory", minimum=2000) == 2001
+
+
 def test_a_full_range_names_the_parameters(rig: Rig) -> None:
     narrow: dict[str, Any] = {"gidRangeStart": "60000", "gidRangeEnd": "60000"}
     rig.provision(request("one", **narrow))
     with pytest.raises(ProvisioningFailed, match=r"60000 to 60000.*widen gidRangeStart"):
         rig.provision(request("two", **narrow))
+
+
+# -- whose directory is whose
+
+
+def shared(name: str, path: str = "shared", **given: Any) -> Any:
+    return request(name, subPathPattern=path, ensureUniqueDirectory="false", **given)
+
+
+@pytest.mark.parametrize("path", ["shared", "shared/below", "above"])
+def test_no_access_point_leads_into_the_directory_of_another_volume(
+    rig: Rig, efs: FaultyEfs, file_system: str, path: str
+) -> None:
+    first = shared("one", "above/shared" if path == "above" else "shared")
+    volume = saved(first.volume_name, rig.provision(first))
+    for process in (rig, Rig(efs, file_system)):
+        with pytest.raises(ProvisioningFailed, match=r"volume pvc|access points lead"):
+            process.provision(shared("two", path))
+    assert len(efs.access_points()) == 1
+    assert len(rig.known.gids(file_system)) == 1
+    rig.known.observe(None, volume)
+    rig.volumes.delete(volume)
+    with pytest.raises(ProvisioningFailed, match="of volume pvc"):
+        rig.provision(shared("two", path))  # until the deletion is at its end
+    rig.known.observe(volume, None)
+    rig.provision(shared("two", path))
+
+
+def test_two_claims_at_once_never_get_one_directory(rig: Rig, efs: FaultyEfs) -> None:
+    def provision(number: int) -> bool:
+        try:
+            rig.provision(shared(f"data-{number}"))
+        except ProvisioningFailed:
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        done = list(pool.map(provision, range(16)))
+    assert sum(done) == len(efs.access_points()) >= 1
+    paths = [point["RootDirectory"]["Path"] for point in efs.access_points()]
+    assert paths == ["/shared"]
+
+
+def test_an_access_point_of_an_admins_for_all_is_in_nobodys_way(
+    rig: Rig, efs: FaultyEfs, file_system: str
+) -> None:
+    efs.add_access_points(file_system, 1, first_gid=1, path="/")
+    rig.provision(request())
+    efs.add_access_points(file_system, 1, first_gid=2, path="/theirs")
+    rig.points.refresh()
+    with pytest.raises(ProvisioningFailed, match="access points lead"):
+        rig.provision(shared("theirs", "theirs"))
+
+
+def test_what_the_node_plugin_does_not_mount_is_refused(rig: Rig, efs: FaultyEfs) -> None:
+    with pytest.raises(Infeasible, match="does not mount ReadOnlyMany"):
+        rig.provision(request(access_modes=("ReadWriteMany", "ReadOnlyMany")))
+    assert efs.operations() == {}
+
+
+def test_tags_of_the_admin_and_of_the_class_together_are_not_too_many(rig: Rig) -> None:
+    many = " ".join(f"key{number}" for number in range(44))
+    with pytest.raises(Infeasible, match="51 tags"):
+        rig.provision(request(tags=many))

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from botocore.retries.adaptive import ClientRateLimiter
 
 from efs_provisioner.aws import AccessPoint, Aws
 from efs_provisioner.aws_errors import (
@@ -199,11 +203,52 @@ def test_every_attempt_is_counted_with_its_code(
     assert [point["AccessPointId"] for point in efs.access_points(file_system)] == [made.id]
 
 
-def test_throttling_of_one_operation_slows_down_no_other(aws: Aws, file_system: str) -> None:
+def test_throttling_of_one_operation_slows_down_no_other(
+    efs: FaultyEfs, file_system: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
+    limited: dict[str, bool] = {}
+    sending = ClientRateLimiter.on_sending_request
+
+    def seen(limiter: Any, request: Any, *, event_name: str, **given: Any) -> None:
+        sending(limiter, request, event_name=event_name, **given)
+        limited[event_name.rpartition(".")[2]] = limiter._enabled
+
+    monkeypatch.setattr(ClientRateLimiter, "on_sending_request", seen)
+    aws = Aws("us-east-1")
+    efs.throttled["CreateAccessPoint"] = 1
     create(aws, file_system)
     aws.access_points(file_system)
-    # botocore's limiter hangs on the client: each operation has its own.
-    assert aws._clients["CreateAccessPoint"] is not aws._clients["DescribeAccessPoints"]
+    assert limited == {"CreateAccessPoint": True, "DescribeAccessPoints": False}
+
+
+def test_the_duration_of_a_request_is_without_what_botocore_waits_before_it(
+    efs: FaultyEfs, file_system: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
+    now = [0.0]
+
+    def sleep(_: float) -> None:
+        now[0] += 100.0
+
+    monkeypatch.setattr("botocore.endpoint.time", SimpleNamespace(sleep=sleep))
+    monkeypatch.setattr("efs_provisioner.aws.time", SimpleNamespace(monotonic=lambda: now[0]))
+    efs.failing["DescribeAccessPoints"] = 1
+    seen: list[float] = []
+    Aws("us-east-1", observe=lambda *what: seen.append(what[2])).access_points(file_system)
+    assert (now, seen) == ([100.0], [0.0, 0.0])
+
+
+def test_boto3_is_not_imported_before_there_is_a_call() -> None:
+    """Each process of a program for directories would take most of a second longer to start."""
+    code = """
+import sys
+import efs_provisioner.__main__
+from efs_provisioner.aws import Aws
+assert Aws("us-east-1").dns_name("fs-01234567")
+assert not {"boto3", "botocore"} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_zones_and_mount_targets_are_read(aws: Aws, efs: FaultyEfs) -> None:

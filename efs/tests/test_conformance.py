@@ -29,6 +29,8 @@ class AccessPoints(UnderTest):
 
     manifests = MANIFESTS
     class_parameters = {"provisioningMode": "efs-ap", "basePath": "/volumes"}
+    # All that the driver's node plugin mounts.
+    access_modes = ("ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod")
     bad_parameters = {"directoryPerms": "rwx", "gidMin": "3000", "fileSystemId": "data"}
     efs: ClassVar[FaultyEfs]
     file_system: ClassVar[str]

@@ -63,6 +63,11 @@ class Serving:
     command: tuple[str, ...]
     environment: dict[str, str]
 
+    def restart(self) -> None:
+        """What it has learnt is forgotten."""
+        self.program.kill()
+        self.program.start()
+
     def run(self, name: str, *flags: str) -> tuple[int, str]:
         """Exit code and output of one of the operator's commands."""
         command = (*self.command[:3], name, *self.command[3:], *flags)
@@ -144,6 +149,7 @@ class Users(Sandbox):
     """What users and admins see and do on the file systems."""
 
     efs: FaultyEfs
+    serving: Serving
     one: FileSystem
     """Of every class that does not say otherwise."""
     _classes: int = field(default=0)
@@ -174,7 +180,7 @@ class Users(Sandbox):
 def users(control_plane: ControlPlane, namespace: str, serving: Serving, efs: FaultyEfs) -> Any:
     api = Client(auth.load(kubeconfig=str(control_plane.kubeconfig)))
     one = serving.systems[0]
-    made = Users(api=api, namespace=namespace, provisioner=NAME, efs=efs, one=one)
+    made = Users(api=api, namespace=namespace, provisioner=NAME, efs=efs, serving=serving, one=one)
     try:
         yield made
         made.delete_claims()
@@ -246,6 +252,51 @@ def test_retained_data_stays_where_it_is(users: Users) -> None:
     assert users.one.shown() == [f"data-{volume.name}"]
 
 
+def predictable(users: Users, mode: str = "efs-dir", path: str = "shared", **given: str) -> Any:
+    """A class whose claims all want one directory."""
+    return users.kind(
+        provisioningMode=mode, subPathPattern=path, ensureUniqueDirectory="false", **given
+    )
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [("efs-dir", "efs-ap"), ("efs-ap", "efs-dir"), ("efs-dir", "efs-dir")]
+)
+def test_no_volume_of_any_mode_gets_the_directory_of_another(
+    users: Users, first: str, second: str
+) -> None:
+    users.claim("one", predictable(users, first, "above/shared", onDelete="delete"))
+    (volume,) = users.wait_bound("one")
+    directory = users.one.top / "above" / "shared"
+    directory.mkdir(exist_ok=True, parents=True)
+    (directory / "file").write_text("of one")
+    paths = {"same": "above/shared", "below": "above/shared/below", "above": "above"}
+    for name, path in paths.items():
+        users.claim(name, predictable(users, second, path, onDelete="delete"))
+    for name in paths:
+        users.wait_told(name, f"volume {volume.name}")
+    users.delete_claims(*paths)
+    users.wait(lambda: len(users.claims()) == 1, "the other claims are gone")
+    assert (directory / "file").read_text() == "of one"
+    users.delete_claims("one")
+    users.wait_gone(volume)
+    assert not directory.exists()
+
+
+def test_the_directory_of_a_volume_of_efs_provisioner_is_nobody_elses(users: Users) -> None:
+    old = _old_volume(users, gid=2000)
+    name = f"old-{old.name}"
+    (users.one.top / name).mkdir()
+    for mode in ("efs-dir", "efs-ap"):
+        users.claim(mode, predictable(users, mode, name, onDelete="delete"))
+        users.wait_told(mode, f"volume {old.name}")
+    users.delete_claims()
+    users.wait(lambda: not users.claims(), "the claims are gone")
+    assert users.one.shown() == [name]
+    users.api.patch(PersistentVolume, old.name, {"spec": {"claimRef": {"uid": "gone"}}})
+    users.wait_gone(old)
+
+
 @pytest.mark.parametrize(("on_delete", "stays"), [("delete", False), ("", True)])
 def test_the_directory_of_an_access_point_is_removed_only_if_the_class_says_so(
     users: Users, on_delete: str, stays: bool
@@ -258,6 +309,32 @@ def test_the_directory_of_an_access_point_is_removed_only_if_the_class_says_so(
     users.wait_gone(volume)
     assert users.efs.access_points() == []
     assert directory.exists() is stays
+
+
+@pytest.mark.parametrize("mode", ["efs-dir", "efs-ap"])
+def test_an_access_point_of_others_keeps_a_directory_only_from_within(
+    users: Users, mode: str
+) -> None:
+    """An admin's own for all, or for all below a class's basePath, is not in the way."""
+    storage_class = users.kind(provisioningMode=mode, onDelete="delete", basePath="/base")
+    volumes = []
+    for name in ("goes", "kept"):
+        users.claim(name, storage_class)
+        volumes += users.wait_bound(name)
+    goes, kept = (_directory(users, volume) for volume in volumes)
+    for directory in (goes, kept):
+        directory.mkdir(exist_ok=True, parents=True)
+    for path in ("/", "/base", f"/{(kept / 'below').relative_to(users.one.top)}"):
+        users.efs.add_access_points(users.one.id, 1, first_gid=1, path=path)
+    users.serving.restart()
+    if mode == "efs-dir":
+        # For directories AWS is asked for nothing: what was listed for others is all that is known.
+        users.claim("other", users.kind(provisioningMode="efs-ap"))
+        users.wait_bound("other")
+    users.delete_claims()
+    users.wait_gone(*volumes)
+    assert (goes.exists(), kept.exists()) == (False, True)
+    users.wait_told(volumes[1].name, "is kept", "fsap-")
 
 
 def test_volumes_of_efs_provisioner_are_deleted_and_their_groups_are_not_given_away(
@@ -340,6 +417,15 @@ def test_an_orphaned_access_point_is_deleted_when_told(users: Users, serving: Se
     assert code == 1
     assert {made["AccessPointId"], volume.name} <= set(text.split())
     assert users.efs.access_points() == [made]
+    by_hand = _volume_by_hand(users, f"{users.one.id}:/below:{made['AccessPointId']}")
+    assert serving.run("orphans", "--delete") == (0, "nothing found\n")
+    users.api.delete(PersistentVolume, by_hand.name, uid=by_hand.uid)
+    users.wait_gone(by_hand)
+    users.efs.denied.add("DeleteAccessPoint")
+    code, text = serving.run("orphans", "--delete")
+    assert code == 1
+    assert "not deleted: AWS denies elasticfilesystem:DeleteAccessPoint" in text
+    users.efs.clear_faults()
     code, text = serving.run("orphans", "--delete")
     assert code == 0
     assert f"{made['AccessPointId']}: deleted" in text
@@ -385,6 +471,19 @@ def _old_volume(users: Users, *, gid: int) -> PersistentVolume:
             "nfs": {"server": users.one.server, "path": f"/old-{name}"},
             "persistentVolumeReclaimPolicy": "Delete",
             "storageClassName": "efs",
+        },
+    }
+    return users.make(PersistentVolume, fields)
+
+
+def _volume_by_hand(users: Users, handle: str) -> PersistentVolume:
+    """As an admin makes one for the CSI driver."""
+    fields = {
+        "metadata": {"name": f"by-hand-{users.namespace}"},
+        "spec": {
+            "accessModes": ["ReadWriteMany"],
+            "capacity": {"storage": "1Mi"},
+            "csi": {"driver": "efs.csi.aws.com", "volumeHandle": handle},
         },
     }
     return users.make(PersistentVolume, fields)

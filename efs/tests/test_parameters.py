@@ -26,6 +26,11 @@ def test_without_parameters_a_class_is_efs_provisioners() -> None:
     assert parameters.gid_range == (2000, 2**31 - 1)
 
 
+def test_the_limits_of_access_points_are_not_those_of_directories() -> None:
+    path = "/".join("directory" for _ in range(12))
+    assert EfsParameters.from_class({"basePath": path}).base_path == path
+
+
 @pytest.mark.parametrize("text", ["true", "T", "1", "TRUE", "True", "t"])
 def test_the_booleans_of_old_are_understood(text: str) -> None:
     assert EfsParameters.from_class({"GIDALLOCATE": text}).gid_allocate
@@ -43,7 +48,9 @@ def test_the_booleans_of_old_are_understood(text: str) -> None:
         ({"provisioningMode": "efs-ap", "gidRangeStart": "1"}, "give it and gidRangeEnd"),
         ({"directoryPerms": "0999"}, "'directoryPerms': '0999' is not octal"),
         ({"basePath": "/a/../b"}, "'basePath'"),
-        ({"basePath": "/a//b"}, "'basePath'.*empty directory name"),
+        ({"basePath": "/a//b"}, "'basePath'"),
+        ({"provisioningMode": "efs-ap", "basePath": "/a//b"}, "'basePath'.*empty directory name"),
+        ({"provisioningMode": "efs-ap", "basePath": "/a/b/c/d/e"}, "'basePath'.*5 levels"),
         ({"subPathPattern": "../${.PVC.name}"}, "'subPathPattern'"),
         ({"subPathPattern": "${.PVC.nmae}"}, r"'subPathPattern'.*is not known"),
         ({"subPathPattern": ".external-storage/x"}, "'subPathPattern'.*reserved"),

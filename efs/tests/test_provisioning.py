@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from external_storage import PersistentVolumeClaim, StorageClass
 from external_storage.kube import auth
 from external_storage.kube.client import Client
 from external_storage.kube.names import ANN_GID
@@ -30,6 +31,9 @@ class Running(Sandbox):
     program: ProgramProcess
     proxy: FaultProxy
     efs: FaultyEfs
+
+    def classes(self, name: str) -> list[StorageClass]:
+        return [found for found in self.api.list_all(StorageClass) if found.name == name]
 
     def access_points(self, suffix: str = "", **parameters: str) -> Any:
         """A class of access points."""
@@ -58,6 +62,8 @@ def start(
 
         def begin(*flags: str, **environment: str) -> Running:
             name = f"example.com/{namespace}"
+            # Short, as a test waits for what is tried again.
+            flags = (*flags, "--retry-interval-max=2s")
             in_pod = {"POD_NAMESPACE": "efs-provisioner"}
             command = (sys.executable, "-m", "efs_provisioner", *flags)
             program = ProgramProcess(
@@ -211,6 +217,47 @@ def test_a_claim_deleted_while_nobody_knows_the_answer_leaves_nothing(
     running.program.kill()
     running.delete_claims()
     running.program.start()
+    running.wait(lambda: not running.claims() and not running.volumes(), "the claim is gone")
+    running.wait(lambda: not running.efs.access_points(file_system), "the access point is gone")
+
+
+def test_a_claim_that_was_refused_can_be_changed_and_can_go_after_a_restart(
+    running: Running, file_system: str
+) -> None:
+    """What it was begun with is written on it: it must not be held to that for ever."""
+    by_label = running.access_points("-label", subPathPattern="${.PVC.labels.team}")
+    elsewhere = running.access_points("-elsewhere", fileSystemId="fs-0123456789abcdef0")
+    names = {"labelled": by_label, "goes": by_label, "moved": elsewhere}
+    for name, storage_class in names.items():
+        running.claim(name, storage_class)
+    for name in names:
+        running.wait_event(name, "ProvisioningFailed")
+    running.program.kill()
+    running.program.start()
+    running.delete_claims("goes")
+    running.wait(lambda: len(running.claims()) == 2, "the deleted claim is gone")
+    labels = {"metadata": {"labels": {"team": "storage"}}}
+    running.api.patch(PersistentVolumeClaim, "labelled", labels, namespace=running.namespace)
+    running.api.delete(StorageClass, elsewhere.name, uid=elsewhere.uid)
+    running.wait(lambda: not running.classes(elsewhere.name), "the class is gone")
+    running.access_points("-elsewhere", fileSystemId=file_system)
+    running.wait_bound("labelled", "moved")
+    assert len(running.efs.access_points(file_system)) == 2
+
+
+def test_an_access_point_is_not_forgotten_when_a_refusal_follows_a_lost_answer(
+    running: Running, file_system: str
+) -> None:
+    running.efs.lost["CreateAccessPoint"] = 1
+    running.claim("data", running.access_points())
+    running.wait(lambda: running.efs.access_points(file_system), "it is made, and nobody told")
+    running.efs.denied.add("CreateAccessPoint")
+    running.wait(
+        lambda: any("denies" in event.message for event in running.events("data")),
+        "an event tells of the refusal",
+    )
+    running.delete_claims()
+    running.efs.clear_faults()
     running.wait(lambda: not running.claims() and not running.volumes(), "the claim is gone")
     running.wait(lambda: not running.efs.access_points(file_system), "the access point is gone")
 

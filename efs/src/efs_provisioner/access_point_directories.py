@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 
 from efs_provisioner.aws import AccessPoint
 from efs_provisioner.file_systems import FileSystem
+from efs_provisioner.known_volumes import DirectoryTaken
 from efs_provisioner.parameters import OnDelete
 from external_storage import Infeasible, ProvisioningFailed, get_logger
 from external_storage.shares import ShareDirectories, check_path
@@ -37,6 +39,23 @@ class AccessPointDirectories:
             raise Infeasible(
                 f"{error}: let the class say onDelete: retain, or mount it (--file-systems)"
             ) from error
+
+    def refuse_taken(self, file_system: str, path: str, *, volume: str) -> None:
+        """Raise for a path of which an access point would give away, or take along with its end,
+        what is others': ``Infeasible``, ``DirectoryTaken``."""
+        system, share = self._systems.get(file_system), self._shares.get(file_system)
+        if system is None or share is None:
+            return
+        if path == system.path or below(path, system.path) is not None:
+            raise Infeasible(
+                f"the directory {path} has in it {system.path}, which is mounted in the "
+                "provisioner's pod for everybody's directories: choose one below or beside it"
+            )
+        relative = below(system.path, path)
+        with suppress(ValueError):  # a path that no record could have
+            # Also of what was begun before a restart, which no volume shows.
+            if relative is not None and (taken := share.records.conflict(volume, relative)):
+                raise DirectoryTaken(taken)
 
     def end(self, volume: str, point: AccessPoint, on_delete: OnDelete) -> None:
         """Remove or archive the root directory; one that nobody ever mounted is not there."""

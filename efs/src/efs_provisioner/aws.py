@@ -3,6 +3,8 @@
 One session, and one client for each operation: botocore's adaptive limiter belongs to a client, so
 what is throttled slows down nothing else. Credentials, region, endpoints and the number of attempts
 come the usual way of boto3 (role of the pod, ``AWS_*``); nothing of them is a setting of ours.
+
+boto3 is imported by the first call: it takes most of a second, and directories need none.
 """
 
 from __future__ import annotations
@@ -14,20 +16,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-import boto3
-from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
-
 from efs_provisioner.aws_errors import (
     AccessPointMissing,
     AwsUncertain,
     TokenUsed,
+    aws_exceptions,
     code_of,
     is_uncertain,
     translate,
 )
 
 if TYPE_CHECKING:
+    import boto3
+    from botocore.config import Config
     from types_boto3_efs import EFSClient
     from types_boto3_efs.type_defs import (
         AccessPointDescriptionResponseTypeDef,
@@ -43,10 +44,13 @@ READ_TIMEOUT_S: Final = 20.0
 
 _PAGE: Final = 1000
 _READS: Final = frozenset({"DescribeAccessPoints", "DescribeFileSystems", "DescribeMountTargets"})
+# By how the names of regions begin. Others, such as those of secret clouds, are not known to us.
 _DNS_SUFFIXES: Final = {
-    "aws": "amazonaws.com",
-    "aws-us-gov": "amazonaws.com",
-    "aws-cn": "amazonaws.com.cn",
+    "cn-": "amazonaws.com.cn",
+    "us-iso": "",
+    "eu-iso": "",
+    "eusc-": "",
+    "": "amazonaws.com",
 }
 
 
@@ -95,29 +99,23 @@ class Aws:
 
     def __init__(self, region: str, *, observe: Observer = lambda *_: None) -> None:
         """``region``: empty for boto3's own way to find it. Does no I/O."""
-        self._session = boto3.Session(region_name=region or None)
+        self._region = region
         self._observe = observe
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        self._made_session: boto3.Session | None = None
         self._clients: dict[str, EFSClient] = {}
         self._attempts = threading.local()
-        self._config = Config(
-            retries={"mode": "adaptive"},
-            connect_timeout=CONNECT_TIMEOUT_S,
-            read_timeout=READ_TIMEOUT_S,
-            user_agent_extra="external-storage-efs",
-        )
 
     @property
     def region(self) -> str:
         """Empty if it is not known."""
-        return self._session.region_name or ""
+        return self._region or self._session.region_name or ""
 
     def dns_name(self, file_system: str) -> str:
         """The name that a file system has in its VPC; empty where that cannot be told."""
-        if not self.region:
-            return ""
-        suffix = _DNS_SUFFIXES.get(self._session.get_partition_for_region(self.region), "")
-        return f"{file_system}.efs.{self.region}.{suffix}" if suffix else ""
+        region = self.region
+        suffix = next((s for start, s in _DNS_SUFFIXES.items() if region.startswith(start)), "")
+        return f"{file_system}.efs.{region}.{suffix}" if region and suffix else ""
 
     # -- access points
 
@@ -167,19 +165,17 @@ class Aws:
         found = answer["AccessPoints"]
         return _access_point(found[0]) if found else None
 
-    def access_points(self, file_system: str) -> list[AccessPoint]:
-        """All of a file system, a page of 1000 a call."""
+    def access_points(self, file_system: str = "") -> list[AccessPoint]:
+        """All of a file system, or of the account in this region, a page of 1000 a call."""
         found: list[AccessPoint] = []
-        token = ""
+        asked: dict[str, Any] = {"FileSystemId": file_system} if file_system else {}
+        about = f"file system {file_system}" if file_system else "all file systems"
         while True:
-            page: dict[str, Any] = {"NextToken": token} if token else {}
-            with self._call("DescribeAccessPoints", f"file system {file_system}") as client:
-                answer = client.describe_access_points(
-                    FileSystemId=file_system, MaxResults=_PAGE, **page
-                )
+            with self._call("DescribeAccessPoints", about) as client:
+                answer = client.describe_access_points(MaxResults=_PAGE, **asked)
             found += [_access_point(item) for item in answer["AccessPoints"]]
-            token = answer.get("NextToken") or ""
-            if not token:
+            asked["NextToken"] = answer.get("NextToken")
+            if not asked["NextToken"]:
                 return found
 
     # -- file systems
@@ -216,12 +212,21 @@ class Aws:
     def identity(self) -> str:
         """The ARN that AWS takes us for; needs no permission."""
         try:
-            client = self._session.client("sts", config=self._config)
+            client = self._session.client("sts", config=_config())
             return str(client.get_caller_identity()["Arn"])
-        except (BotoCoreError, ClientError) as error:
+        except aws_exceptions() as error:
             raise translate(error, action="sts:GetCallerIdentity", about="ourselves") from error
 
     # -- inside
+
+    @property
+    def _session(self) -> boto3.Session:
+        with self._lock:
+            if self._made_session is None:
+                import boto3  # not before there is a call
+
+                self._made_session = boto3.Session(region_name=self._region or None)
+            return self._made_session
 
     @contextmanager
     def _call(self, operation: str, about: str) -> Iterator[EFSClient]:
@@ -231,7 +236,7 @@ class Aws:
         self._attempts.began = time.monotonic()
         try:
             yield self._client(operation)
-        except (BotoCoreError, ClientError) as error:
+        except aws_exceptions() as error:
             told = translate(error, action=action, about=about)
             certain = operation in _READS or isinstance(told, (TokenUsed, AccessPointMissing))
             if self._attempts.uncertain and not certain:
@@ -243,11 +248,16 @@ class Aws:
     def _client(self, operation: str) -> EFSClient:
         with self._lock:
             if operation not in self._clients:
-                client = self._session.client("efs", config=self._config)
+                client = self._session.client("efs", config=_config())
                 # Told of every attempt; what it returns (None) leaves the retrying to botocore.
                 client.meta.events.register(f"needs-retry.efs.{operation}", self._attempted)
+                client.meta.events.register(f"before-send.efs.{operation}", self._sent)
                 self._clients[operation] = client
             return self._clients[operation]
+
+    def _sent(self, **_: object) -> None:
+        """In the thread of the call, when an attempt is sent: after what botocore has waited."""
+        self._attempts.began = time.monotonic()
 
     def _attempted(
         self,
@@ -266,9 +276,18 @@ class Aws:
             status, code = http.status_code, parsed.get("Error", {}).get("Code") or "ok"
         if is_uncertain(caught_exception, status):
             self._attempts.uncertain = True
-        now = time.monotonic()
-        self._observe(operation.name, code, now - self._attempts.began)
-        self._attempts.began = now
+        self._observe(operation.name, code, time.monotonic() - self._attempts.began)
+
+
+def _config() -> Config:
+    from botocore.config import Config  # not before there is a call
+
+    return Config(
+        retries={"mode": "adaptive"},
+        connect_timeout=CONNECT_TIMEOUT_S,
+        read_timeout=READ_TIMEOUT_S,
+        user_agent_extra="external-storage-efs",
+    )
 
 
 def _access_point(

@@ -5,35 +5,14 @@ Every text names the IAM action or the API call, what AWS said, and what helps.
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Callable
+from functools import cache
 from typing import Any
-
-from botocore.exceptions import (
-    BotoCoreError,
-    ClientError,
-    ConnectTimeoutError,
-    CredentialRetrievalError,
-    EndpointConnectionError,
-    NoCredentialsError,
-    NoRegionError,
-    PartialCredentialsError,
-    ProxyConnectionError,
-    SSLError,
-    TokenRetrievalError,
-)
 
 from external_storage import Infeasible, ProvisioningFailed, ProvisioningInBackground
 
-UNREACHED = (EndpointConnectionError, ConnectTimeoutError, ProxyConnectionError, SSLError)
-"""The request was never sent: whatever it was to do has not been done."""
-
-_CREDENTIALS = (
-    NoCredentialsError,
-    PartialCredentialsError,
-    CredentialRetrievalError,
-    TokenRetrievalError,
-)
 _DENIED = frozenset({"AccessDenied", "AccessDeniedException", "UnauthorizedOperation"})
 _NOT_ACCEPTED = frozenset(
     {
@@ -105,6 +84,35 @@ class AccessPointMissing(Exception):
     """There is no access point of this id."""
 
 
+@cache
+def _botocore() -> Any:  # noqa: ANN401  (it has no types)
+    """The module with its exceptions; not imported before there is a call."""
+    return importlib.import_module("botocore.exceptions")
+
+
+def aws_exceptions() -> tuple[type[Exception], ...]:
+    """What a call of AWS may raise, for ``except``."""
+    return _botocore().BotoCoreError, _botocore().ClientError
+
+
+@cache
+def _unreached() -> tuple[type[Exception], ...]:
+    """The request was never sent: whatever it was to do has not been done."""
+    names = ("EndpointConnectionError", "ConnectTimeoutError", "ProxyConnectionError", "SSLError")
+    return tuple(getattr(_botocore(), name) for name in names)
+
+
+@cache
+def _no_credentials() -> tuple[type[Exception], ...]:
+    names = (
+        "NoCredentialsError",
+        "PartialCredentialsError",
+        "CredentialRetrievalError",
+        "TokenRetrievalError",
+    )
+    return tuple(getattr(_botocore(), name) for name in names)
+
+
 _Words = Callable[[str, str], Exception]
 
 
@@ -133,7 +141,7 @@ _BY_CODE: dict[str, _Words] = {
 
 def code_of(error: BaseException) -> str:
     """The code of an error, for metrics: AWS's own, or the name of what came before an answer."""
-    if isinstance(error, ClientError):
+    if isinstance(error, _botocore().ClientError):
         return str(error.response.get("Error", {}).get("Code") or "Unknown")
     return type(error).__name__
 
@@ -144,7 +152,7 @@ def is_uncertain(error: BaseException | None, status: int) -> bool:
     ``error`` came instead of an answer with the HTTP ``status``.
     """
     if error is not None:
-        return not isinstance(error, UNREACHED)
+        return not isinstance(error, _unreached())
     return status >= 500
 
 
@@ -155,23 +163,23 @@ def translate(error: Exception, *, action: str, about: str) -> Exception:
         action: the IAM action, such as ``elasticfilesystem:CreateAccessPoint``.
         about: what the call is about, for the text: ``file system fs-1``.
     """
-    if isinstance(error, ClientError):
+    if isinstance(error, _botocore().ClientError):
         return _translate_answer(error, action, about)
-    if isinstance(error, _CREDENTIALS):
+    if isinstance(error, _no_credentials()):
         return AwsFailed(
             f"no AWS credentials for {action}: give the pod a role (IRSA, Pod Identity) or keys"
             f"{_said(str(error))}"
         )
-    if isinstance(error, NoRegionError):
+    if isinstance(error, _botocore().NoRegionError):
         return AwsFailed("the AWS region is not known: set --aws-region")
-    if isinstance(error, UNREACHED):
+    if isinstance(error, _unreached()):
         return AwsFailed(f"AWS cannot be reached for {action}{_said(str(error))}")
-    if isinstance(error, BotoCoreError):
+    if isinstance(error, _botocore().BotoCoreError):
         return AwsFailed(f"{action} of {about} failed{_said(str(error))}")
     return error
 
 
-def _translate_answer(error: ClientError, action: str, about: str) -> Exception:
+def _translate_answer(error: Any, action: str, about: str) -> Exception:  # noqa: ANN401
     code = code_of(error)
     answer: dict[str, Any] = dict(error.response)
     message = str(answer.get("Error", {}).get("Message") or answer.get("Message") or "")

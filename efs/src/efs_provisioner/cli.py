@@ -1,8 +1,9 @@
 """The operator's commands: ``doctor``, ``orphans`` and ``missing``, run beside the provisioner.
 
-They take the provisioner's own settings (``kubectl exec deploy/efs-provisioner -- efs-provisioner
-doctor`` has them all from the environment), change nothing unless told, and end with exit code 1
-if there is something to look at.
+They take the provisioner's own settings (``kubectl exec deploy/efs-provisioner --
+/opt/efs-provisioner/bin/efs-provisioner doctor`` has them from the environment, but for those that
+are flags in the manifest), change nothing unless told, and end with exit code 1 if there is, or
+remains, something to look at.
 """
 
 from __future__ import annotations
@@ -107,9 +108,16 @@ def _orphans(settings: EfsSettings, client: Client, delete: bool) -> int:
         _print_items(found, "no volume leads to these")
         if not delete:
             return EXIT_FAILED if found else EXIT_OK
+        kept = 0
         for item in found:
-            click.echo(f"{item.name}: {inventory.remove(item)}")
-    return EXIT_OK
+            try:
+                inventory.remove(item)
+            except (KubeError, ProvisionerError) as error:
+                kept += 1
+                click.echo(f"{item.name}: not deleted: {error}")
+            else:
+                click.echo(f"{item.name}: deleted; the directory {item.path} is kept")
+    return EXIT_FAILED if kept else EXIT_OK
 
 
 def _missing(settings: EfsSettings, client: Client, _: bool) -> int:

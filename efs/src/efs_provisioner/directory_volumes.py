@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from efs_provisioner.access_points import AllAccessPoints
 from efs_provisioner.facts import Facts
 from efs_provisioner.file_systems import FileSystem
-from efs_provisioner.known_volumes import KnownVolumes
+from efs_provisioner.known_volumes import DirectoryTaken, KnownVolumes
 from efs_provisioner.parameters import EfsParameters, OnDelete
 from efs_provisioner.stored import (
     FILE_SYSTEM,
@@ -29,13 +30,23 @@ from external_storage import (
     PersistentVolume,
     ProvisionedVolume,
     ProvisioningFailed,
+    ProvisioningInBackground,
     ProvisionRequest,
+    Unchanged,
     get_logger,
 )
+from external_storage.claims import has_intent
+from external_storage.events import EventRecorder
 from external_storage.gid_allocator import GidsExhausted
 from external_storage.path_template import BadExpansion
-from external_storage.shares import Ownership, ShareDirectories, check_path
-from external_storage.shares.location import below, same_server
+from external_storage.shares import (
+    Ended,
+    Ownership,
+    ShareDirectories,
+    ShareUnavailable,
+    check_path,
+)
+from external_storage.shares.location import below, join
 
 log = get_logger(__name__)
 
@@ -77,6 +88,8 @@ class DirectoryVolumes:
         *,
         facts: Facts,
         known: KnownVolumes,
+        points: AllAccessPoints,
+        events: EventRecorder,
         keep_archives_s: float | None,
     ) -> None:
         """``shares``: of the file systems that are mounted in our pod, by id."""
@@ -86,24 +99,26 @@ class DirectoryVolumes:
         }
         self._facts = facts
         self._known = known
+        self._points = points
+        self._events = events
         self._keep_archives_s = keep_archives_s
-
-    def file_system_of(self, volume: PersistentVolume) -> str | None:
-        """The file system of any volume, also of one that efs-provisioner made."""
-        found = file_system_of(volume)
-        if found is not None or volume.spec.nfs is None:
-            return found
-        for id, system in self._systems.items():
-            if system.server and same_server(system.server, volume.spec.nfs.server):
-                return id
-        return None
 
     # -- making
 
     def provision(self, request: Request) -> ProvisionedVolume:
         """The directory of a claim: made now, or in an earlier try."""
-        parameters, name = request.parameters, request.volume_name
         place = self._choose(request)
+        try:
+            return self._provision(request, place)
+        except (Unchanged, ProvisioningInBackground):
+            raise
+        except Exception:
+            if request.volume_name not in place.directories.records:
+                self._known.release(request.volume_name)
+            raise
+
+    def _provision(self, request: Request, place: _Place) -> ProvisionedVolume:
+        parameters, name = request.parameters, request.volume_name
         system = place.system
         path = _path(request)
         server, affinity = system.server, None
@@ -112,6 +127,7 @@ class DirectoryVolumes:
         if parameters.enforce_zone_affinity:
             affinity = self._facts.affinity(system.id)
         on_delete = parameters.on_delete or OnDelete.DELETE
+        self._begin(name, system, join(system.path, path))
         gid = self._gid(request, place)
         try:
             made = place.directories.make(
@@ -137,17 +153,24 @@ class DirectoryVolumes:
 
     def _choose(self, request: Request) -> _Place:
         """Where an earlier try began, else the class's, else the one with the fewest volumes."""
-        for place in self._places.values():
+        places = list(self._places.values())
+        for place in places:
             if request.volume_name in place.directories.records:
                 return place
         wanted = request.parameters.file_system_id
         if wanted is not None:
             return self._at(wanted)
-        if not self._places:
+        if not places:
             raise Infeasible(_not_mounted(", ".join(self._systems)))
-        usable = [p for p in self._places.values() if p.directories.problem() is None]
+        if has_intent(request.claim):
+            # An earlier try may have begun where nothing can be read yet.
+            for place in places:
+                if not place.directories.records.are_read:
+                    share = place.directories.share
+                    raise ShareUnavailable(share.problem() or f"{share}: its records are not read")
+        usable = [place for place in places if place.directories.problem() is None]
         # If none is, the first one says why.
-        return min(usable or self._places.values(), key=lambda p: self._known.count(p.system.id))
+        return min(usable or places, key=lambda place: self._known.count(place.system.id))
 
     def _at(self, file_system: str) -> _Place:
         if file_system not in self._systems:
@@ -156,16 +179,24 @@ class DirectoryVolumes:
                 f"{', '.join(self._systems)}"
             )
         if file_system not in self._places:
-            raise Infeasible(_not_mounted(file_system))
+            raise Infeasible(_why_none(self._systems[file_system]))
         return self._places[file_system]
+
+    def _begin(self, name: str, system: FileSystem, path: str) -> None:
+        """Nobody else has the directory, or gets it. AWS is not asked for it."""
+        self._known.begin(name, system.id, path)
+        if points := self._points.within(system.id, path):
+            raise DirectoryTaken(f"access points lead into {path}: {', '.join(points[:3])}")
 
     def _gid(self, request: Request, place: _Place) -> int | None:
         """The volume's group; kept until its end, for a directory may have been made with it."""
         parameters = request.parameters
-        if not parameters.allocates_gid:
-            return parameters.gid
         table = self._known.gids(place.system.id)
-        record = place.directories.records.get(request.volume_name)
+        if not parameters.allocates_gid:
+            if parameters.gid is not None:
+                self._known.share_gid(place.system.id, parameters.gid)
+            return parameters.gid
+        record = place.directories.records.own(request.volume_name)
         before = record.details.get(GID) if record is not None else None
         if record is not None and isinstance(before, int):
             if table.take(request.volume_name, before) or record.state is AssetState.PUBLISHED:
@@ -182,7 +213,7 @@ class DirectoryVolumes:
 
     def delete(self, volume: PersistentVolume) -> None:
         """End the directory of a volume as was promised when it was made."""
-        id = self.file_system_of(volume)
+        id = file_system_of(volume, self._systems)
         place = self._places.get(id or "")
         if id is None or place is None:
             raise ProvisioningFailed(
@@ -190,28 +221,36 @@ class DirectoryVolumes:
                 if id in self._systems
                 else "the volume is on no file system of this provisioner: nothing is removed"
             )
+        ended = self._end(volume, place)
+        # Not before the data is out of reach: the next one with this group could read it.
+        self._known.ended(volume.name, id)
+        log.info("a directory has ended", volume=volume.name, ending=ended.ending.value)
+
+    def _end(self, volume: PersistentVolume, place: _Place) -> Ended:
         relative = self._relative(volume, place)
         on_delete = on_delete_of(volume) or OnDelete.DELETE
         directories = place.directories
+        if on_delete is OnDelete.RETAIN:
+            return directories.keep(volume.name)
+        path = join(place.system.path, relative)
+        others = self._known.within(place.system.id, path, but=volume.name)
+        if others := others + self._points.within(place.system.id, path):
+            text = f"The directory {path} is kept: {', '.join(others[:3])} lead into it, too"
+            self._events.warning(volume, "AssetKept", text)
+            return directories.keep(volume.name)
         if volume.name not in directories.records:
             self._refuse_unknown(volume, place, relative)
-        if on_delete is OnDelete.RETAIN:
-            ended = directories.keep(volume.name)
-        elif on_delete is OnDelete.ARCHIVE:
+        if on_delete is OnDelete.ARCHIVE:
             keep_s = self._keep_archives_s
-            ended = directories.archive(volume.name, path=relative, keep_s=keep_s)
-        else:
-            ended = directories.remove(volume.name, path=relative)
-        # Not before the data is out of reach: the next one with this group could read it.
-        self._known.gids(id).release(volume.name)
-        log.info("a directory has ended", volume=volume.name, ending=ended.ending.value)
+            return directories.archive(volume.name, path=relative, keep_s=keep_s)
+        return directories.remove(volume.name, path=relative)
 
     def discard(self, record: AssetRecord) -> None:
         """Undo what was begun for a claim that is gone."""
-        for id, place in self._places.items():
+        for place in self._places.values():
             if record.name in place.directories.records:
                 place.directories.discard(record)
-                self._known.gids(id).release(record.name)
+        self._known.release(record.name)
 
     def _relative(self, volume: PersistentVolume, place: _Place) -> str:
         path = volume.spec.nfs.path if volume.spec.nfs is not None else ""
@@ -266,6 +305,12 @@ def _ownership(parameters: EfsParameters, gid: int | None) -> Ownership:
         mode = int(parameters.directory_perms, 8)
     uid = -1 if parameters.uid is None else parameters.uid
     return Ownership(uid=uid, gid=-1 if gid is None else gid, mode=mode)
+
+
+def _why_none(system: FileSystem) -> str:
+    if not system.server:
+        return f"the server of file system {system.id} is not known: set --aws-region or --dns-name"
+    return _not_mounted(system.id)
 
 
 def _not_mounted(file_system: str | None) -> str:

@@ -59,23 +59,33 @@ class Facts:
 
 
 class _Kept(Generic[T]):
-    """Answers by file system; an old one is better than none."""
+    """Answers by file system; an old one is better than none. One file system is asked about once
+    at a time, and those who wait for a refusal get it, too."""
 
     def __init__(self, ask: Callable[[str], T], clock: Callable[[], float]) -> None:
         self._ask = ask
         self._clock = clock
         self._lock = threading.Lock()
+        self._turns: dict[str, threading.Lock] = {}
         self._known: dict[str, tuple[float, T]] = {}
+        self._refused: dict[str, tuple[float, ProvisionerError]] = {}
 
     def get(self, file_system: str) -> T:
+        began = self._clock()
         with self._lock:
+            turn = self._turns.setdefault(file_system, threading.Lock())
+        with turn:
             known = self._known.get(file_system)
             if known is not None and self._clock() < known[0] + KEEP_S:
                 return known[1]
+            refused = self._refused.get(file_system)
+            if refused is not None and refused[0] > began:
+                raise refused[1]
             try:
                 answer = self._ask(file_system)
             except ProvisionerError as error:
                 if known is None:
+                    self._refused[file_system] = (self._clock(), error)
                     raise
                 log.warning("old facts are used", file_system=file_system, error=str(error))
                 answer = known[1]

@@ -55,6 +55,13 @@ class FileSystem:
     fs_types: tuple[str, ...] = FS_TYPES
     source: str = ""
     """What the mount must be of, as mountinfo tells it; empty: ``server:path``."""
+    aws_name: str = ""
+    """The DNS name that AWS gives it, if that is known."""
+
+    def is_at(self, server: str) -> bool:
+        """Whether a volume's server is this file system's; its name may have been changed since."""
+        names = (self.server, self.aws_name)
+        return any(name and same_server(name, server) for name in names)
 
     def expected(self) -> Expected:
         """What has to be mounted at the mount point."""
@@ -134,9 +141,11 @@ def _entry(value: Any) -> Entry:  # noqa: ANN401  (whatever YAML has)
 
 
 def _file_system(id: str, entry: Entry, dns_name: Callable[[str], str]) -> FileSystem:
+    aws_name = dns_name(id)
     return FileSystem(
         id=id,
-        server=entry.dns_name or dns_name(id),
+        server=entry.dns_name or aws_name,
+        aws_name=aws_name,
         mount_point=Path(entry.mount_point) if entry.mount_point else None,
         path=server_path(entry.path or "/"),
         fs_types=entry.fs_types,

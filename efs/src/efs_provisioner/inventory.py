@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Self
 
 from efs_provisioner.aws import AccessPoint, Aws
+from efs_provisioner.file_systems import FileSystem
+from efs_provisioner.places import Places
 from efs_provisioner.provisioner import owner_of, shares_of
-from efs_provisioner.settings import EfsSettings
+from efs_provisioner.settings import CSI_DRIVER, EfsSettings
 from efs_provisioner.stored import file_system_of, handle_of
 from efs_provisioner.tags import CLAIM_UID, VOLUME
-from external_storage import (
-    PersistentVolume,
-    PersistentVolumeClaim,
-    ProvisionerError,
-    ProvisioningFailed,
-)
+from external_storage import PersistentVolume, PersistentVolumeClaim, ProvisioningFailed
 from external_storage.claims import has_intent
 from external_storage.kube.client import Client
 from external_storage.persistent_volume import is_ours
-from external_storage.shares.location import below
+from external_storage.shares.location import below, join
 
 _LOOK_S: Final = 30.0
+_ACCESS_POINT: Final = re.compile(r"fsap-[0-9a-f]+", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +38,32 @@ class Item:
     @property
     def is_access_point(self) -> bool:
         return self.name.startswith("fsap-")
+
+
+class _Uses:
+    """What volumes lead to, also those that an admin has made by hand: an access point by its id,
+    whatever else is in the handle, a directory on any server's path."""
+
+    def __init__(self, systems: Mapping[str, FileSystem]) -> None:
+        self._systems = systems
+        self._names: set[str] = set()
+        self._access_points: set[str] = set()
+        self._places: dict[str, Places] = {id: Places() for id in systems}
+
+    def add(self, volume: PersistentVolume, *, is_ours: bool) -> None:
+        if is_ours:
+            self._names.add(volume.name)
+        csi, nfs = volume.spec.csi, volume.spec.nfs
+        if csi is not None and csi.driver == CSI_DRIVER:
+            self._access_points.update(_ACCESS_POINT.findall(csi.volume_handle))
+        if nfs is not None and (id := file_system_of(volume, self._systems)) in self._places:
+            self._places[id].put(volume.name, nfs.path)
+
+    def has(self, item: Item, *, path: str = "") -> bool:
+        """``path``: of a directory, from the root of its file system."""
+        if item.volume in self._names or item.name in self._access_points:
+            return True
+        return bool(path) and bool(self._places[item.file_system].within(path))
 
 
 class Inventory:
@@ -86,33 +111,36 @@ class Inventory:
             (id, record) for id, share in self._shares.items() for record in share.records.all()
         ]
         wanted = {claim.uid for claim in self._claims()}
-        volumes = {volume.name for volume in self._volumes()}
+        uses = self._uses()
         found = [
-            _item(point)
+            item
             for point in points
-            if point.tags.get(VOLUME) not in volumes and point.tags.get(CLAIM_UID) not in wanted
+            if not uses.has(item := _item(point)) and point.tags.get(CLAIM_UID) not in wanted
         ]
-        found += [
-            Item(
+        for id, record in records:
+            item = Item(
                 file_system=id,
                 name="directory",
                 volume=record.name,
                 path=str(record.details.get("path", "")),
             )
-            for id, record in records
-            if record.name not in volumes and record.claim_uid not in wanted
-        ]
+            whole = join(self._systems[id].path, item.path)
+            if record.claim_uid not in wanted and not uses.has(item, path=whole):
+                found.append(item)
         return found
 
-    def remove(self, item: Item) -> str:
-        """Delete an orphaned access point; what was done, in words for people."""
+    def remove(self, item: Item) -> None:
+        """Delete an orphaned access point, unless a volume has come to use it meanwhile.
+
+        Raises ``ProvisionerError``: also for a directory, which may hold data.
+        """
         if not item.is_access_point:
-            return "a directory is kept: it may hold data; archive or remove it by hand"
-        try:
-            self._aws.delete_access_point(item.name)
-        except ProvisionerError as error:
-            return f"not deleted: {error}"
-        return f"deleted; the directory {item.path} is kept"
+            raise ProvisioningFailed(
+                "a directory is kept: it may hold data; archive or remove it by hand"
+            )
+        if self._uses().has(item):
+            raise ProvisioningFailed("a volume uses it now")
+        self._aws.delete_access_point(item.name)
 
     def missing(self) -> list[Item]:
         """Volumes of ours whose access point or directory is not there."""
@@ -133,6 +161,13 @@ class Inventory:
                 if not ours or self._owner.has_made(point.tags):
                     yield point
 
+    def _uses(self) -> _Uses:
+        """What the volumes lead to that there are now."""
+        uses = _Uses(self._systems)
+        for volume in self._client.list_all(PersistentVolume):
+            uses.add(volume, is_ours=is_ours(volume, self._names))
+        return uses
+
     def _volumes(self) -> list[PersistentVolume]:
         return [v for v in self._client.list_all(PersistentVolume) if is_ours(v, self._names)]
 
@@ -150,7 +185,7 @@ class Inventory:
                 volume=volume.name,
                 path="",
             )
-        id = file_system_of(volume)
+        id = file_system_of(volume, self._systems)
         if volume.spec.nfs is None or id not in self._shares:
             return None
         path = below(self._systems[id].path, volume.spec.nfs.path)

@@ -12,7 +12,7 @@ from external_storage import Parameters
 from external_storage.fields import fields_of
 from external_storage.gid_allocator import MAX_GID, MIN_GID
 from external_storage.path_template import BadTemplate, PathTemplate
-from external_storage.shares import PRIVATE
+from external_storage.shares import PRIVATE, check_path
 
 MAX_ID: Final = 2**32 - 2
 """Of a user or group; the kernel takes the one above for "leave it alone"."""
@@ -164,8 +164,12 @@ class EfsParameters(Parameters):
 
     def _path_problems(self) -> Iterator[str]:
         if self.base_path.strip("/"):
+            base = self.base_path.strip("/")
             try:
-                access_point_path.check(access_point_path.join("", self.base_path.strip("/")))
+                if self.is_access_point:
+                    access_point_path.check(access_point_path.join("", base))
+                else:
+                    check_path(base)
             except ValueError as error:
                 yield f"parameter 'basePath': {error}"
         try:

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from typing import Final
 
 import external_storage
 from efs_provisioner.access_point_directories import AccessPointDirectories
+from efs_provisioner.access_point_making import AccessPointMaker
 from efs_provisioner.access_point_volumes import AccessPointVolumes
+from efs_provisioner.access_points import AllAccessPoints
 from efs_provisioner.aws import Aws
 from efs_provisioner.aws_metrics import AwsMetrics
 from efs_provisioner.directory_volumes import DirectoryVolumes
@@ -21,6 +24,7 @@ from efs_provisioner.file_systems import FileSystem
 from efs_provisioner.known_volumes import KnownVolumes
 from efs_provisioner.parameters import EfsParameters
 from efs_provisioner.settings import EfsSettings
+from efs_provisioner.stored import place_of
 from efs_provisioner.tags import Owner
 from external_storage import (
     AssetRecord,
@@ -38,6 +42,9 @@ from external_storage.kube.types import KubeObject
 from external_storage.shares import JoinedRecords, Share, ShareDirectories, export_metrics
 
 log = get_logger(__name__)
+
+_FIRST_LOOK_S: Final = 5.0
+_SECOND_ROUND_S: Final = 1.0
 
 
 class Namespace(KubeObject, frozen=True):
@@ -58,74 +65,87 @@ class EfsProvisioner(Provisioner[EfsSettings, EfsParameters]):
         self._lock = threading.Lock()
         self._owner: Owner | None = None
         self._is_started = False
+        # What a crash has left is removed by the second round that finds it.
+        self.reconcile_interval_s = _SECOND_ROUND_S
 
     # -- life
 
     def start(self) -> None:
         settings, context = self.settings, self.context
-        metrics = AwsMetrics(
-            context.metrics.registry, access_points=lambda: self._access_points.counts()
-        )
+        metrics = AwsMetrics(context.metrics.registry, access_points=lambda: self._points.counts())
         aws = Aws(settings.aws_region, observe=metrics.observe)
-        systems = settings.read_file_systems().found(aws.dns_name)
+        self._systems = systems = settings.read_file_systems().found(aws.dns_name)
         self._shares = shares_of(
             systems.values(),
             owner=lambda: self._find_owner().of_records(),
             call_limit_s=settings.call_timeout,
         )
+        self._build(aws)
+        context.watch_volumes(self._known.observe)
+        shares = list(self._shares.values())
+        if shares:
+            self.records = JoinedRecords([share.records for share in shares])
+            export_metrics(context.metrics, shares)
+        self._is_started = True
+        for share in shares:
+            share.start()
+        for share in shares:
+            # Else the first claims would be told to wait for file systems that are fine.
+            share.share.wait_looked_at(_FIRST_LOOK_S)
+        log.info("serving", file_systems=", ".join(systems), mounted=", ".join(self._shares))
+
+    def _build(self, aws: Aws) -> None:
+        settings, systems = self.settings, self._systems
         facts = Facts(aws)
-        self._known = KnownVolumes(
-            context.client,
-            names=settings.names,
-            file_systems=systems,
-            file_system_of=lambda volume: self._directories.file_system_of(volume),
+        known = KnownVolumes(
+            file_systems=systems, place_of=lambda volume: place_of(volume, systems)
+        )
+        self._known = known
+        self._points = AllAccessPoints(
+            aws, file_systems=systems, owner=self._find_owner, known=known
         )
         self._directories = DirectoryVolumes(
             systems,
             self._shares,
             facts=facts,
-            known=self._known,
+            known=known,
+            points=self._points,
+            events=self.context.events,
             keep_archives_s=settings.archive_retention,
         )
+        directories = AccessPointDirectories(
+            systems, self._shares, keep_archives_s=settings.archive_retention
+        )
         self._access_points = AccessPointVolumes(
-            settings,
-            context,
-            aws=aws,
-            facts=facts,
-            known=self._known,
-            file_systems=tuple(systems),
-            owner=self._find_owner,
-            directories=AccessPointDirectories(
-                systems, self._shares, keep_archives_s=settings.archive_retention
-            ),
+            AccessPointMaker(
+                settings=settings,
+                context=self.context,
+                aws=aws,
+                facts=facts,
+                known=known,
+                points=self._points,
+                owner=self._find_owner,
+                directories=directories,
+            )
         )
-        self._start_parts()
-        log.info(
-            "serving",
-            file_systems=", ".join(systems),
-            mounted=", ".join(self._shares),
-            region=aws.region,
-        )
-
-    def _start_parts(self) -> None:
-        shares = list(self._shares.values())
-        if shares:
-            self.records = JoinedRecords([share.records for share in shares])
-            export_metrics(self.context.metrics, shares)
-        for share in shares:
-            share.start()
-        self._known.start()
-        self._is_started = True
 
     def stop(self) -> None:
-        if not self._is_started:
-            return
-        self._known.stop()
-        for share in self._shares.values():
-            share.stop()
+        if self._is_started:
+            for share in self._shares.values():
+                share.stop()
 
-    def check(self) -> str | None:
-        return self._known.problem() if self._is_started else "it has not been started"
+    def lead(self) -> None:
+        self._points.lead()
+        self._access_points.lead()
+
+    def trouble(self) -> str | None:
+        found = [
+            problem
+            for share in self._shares.values()
+            for problem in (share.problem(), share.trash_problem())
+            if problem
+        ]
+        return "; ".join(found) or None
 
     # -- work
 
@@ -144,7 +164,8 @@ class EfsProvisioner(Provisioner[EfsSettings, EfsParameters]):
         self._directories.discard(record)
 
     def reconcile(self, volumes: Sequence[PersistentVolume]) -> None:
-        self._access_points.refresh()
+        self.reconcile_interval_s = Provisioner.reconcile_interval_s
+        self._points.refresh()
         for share in self._shares.values():
             if share.problem() is None:
                 share.tidy()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from efs_provisioner.file_systems import FileSystem
 from efs_provisioner.parameters import OnDelete
 from efs_provisioner.settings import CSI_DRIVER
 from external_storage import PersistentVolume, ProvisioningFailed
@@ -15,7 +17,8 @@ PATH: Final = "efs.external-storage/path"
 """Of an access point its root directory, else the directory below the mounted one."""
 ON_DELETE: Final = "efs.external-storage/on-delete"
 FIXED_GID: Final = "efs.external-storage/fixed-gid"
-"""Its group is the class's and not one of its own."""
+"""Its group is the class's and not one of its own: ``true`` if the annotation of the group says
+which, else its number."""
 
 # As the driver writes it: "fs-1::fsap-2", and since 3.0 "efs:fs-1::fsap-2", too. We write the
 # first, which every release of the driver can mount.
@@ -42,10 +45,26 @@ def handle_of(volume: PersistentVolume) -> Handle | None:
     return Handle(found[1], found[2]) if found else None
 
 
-def file_system_of(volume: PersistentVolume) -> str | None:
-    """The id of its file system; None if it does not say so, as those of efs-provisioner."""
+def file_system_of(volume: PersistentVolume, systems: Mapping[str, FileSystem]) -> str | None:
+    """The id of its file system; of a volume that does not say so, as those of efs-provisioner, the
+    one of ``systems`` whose server it is on, if there is any."""
     handle = handle_of(volume)
-    return handle.file_system if handle else volume.metadata.annotations.get(FILE_SYSTEM)
+    found = handle.file_system if handle else volume.metadata.annotations.get(FILE_SYSTEM)
+    if found is not None or volume.spec.nfs is None:
+        return found
+    server = volume.spec.nfs.server
+    return next((id for id, system in systems.items() if system.is_at(server)), None)
+
+
+def place_of(volume: PersistentVolume, systems: Mapping[str, FileSystem]) -> tuple[str, str] | None:
+    """Its file system, and its directory from the root of that on; None: on none of ours."""
+    id = file_system_of(volume, systems)
+    if id is None:
+        return None
+    if volume.spec.nfs is not None:
+        return id, volume.spec.nfs.path
+    # One that does not say so any more, or was forged, could be anywhere: it is in nobody's way.
+    return id, volume.metadata.annotations.get(PATH, "/")
 
 
 def on_delete_of(volume: PersistentVolume) -> OnDelete | None:

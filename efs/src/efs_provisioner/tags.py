@@ -19,7 +19,8 @@ CLAIM_UID: Final = "external-storage/claim-uid"
 NAME: Final = "Name"
 _OURS: Final = frozenset({CLUSTER, PROVISIONER, VOLUME, CLAIM, CLAIM_UID, NAME})
 
-_MAX_TAGS: Final = 50
+MAX_TAGS: Final = 50
+"""Of one access point, ours among them."""
 _MAX_KEY: Final = 128
 _MAX_VALUE: Final = 256
 # AWS allows letters, digits and spaces of every script, and these.
@@ -90,8 +91,8 @@ def parse(text: str) -> dict[str, str]:
         if key in found:
             raise ValueError(f"the tag {key!r} is given twice")
         found[key] = value
-    if len(found) > _MAX_TAGS - len(_OURS):
-        raise ValueError(f"{len(found)} tags: at most {_MAX_TAGS - len(_OURS)} are possible")
+    if len(found) > MAX_TAGS - len(_OURS):
+        raise ValueError(f"{len(found)} tags: at most {MAX_TAGS - len(_OURS)} are possible")
     return found
 
 
