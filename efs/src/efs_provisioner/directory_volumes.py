@@ -237,7 +237,7 @@ class DirectoryVolumes:
         if others := others + self._points.within(place.system.id, path):
             text = f"The directory {path} is kept: {', '.join(others[:3])} lead into it, too"
             self._events.warning(volume, "AssetKept", text)
-            return directories.keep(volume.name)
+            return directories.keep(volume.name, in_use=True)
         if volume.name not in directories.records:
             self._refuse_unknown(volume, place, relative)
         if on_delete is OnDelete.ARCHIVE:
