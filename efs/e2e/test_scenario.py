@@ -44,8 +44,9 @@ def patches(nfs_export: NfsExport, kernel_node: str) -> Sequence[Mapping[str, An
     # The doctor looks for credentials: here there are none, and nobody to ask.
     alone = {"name": "AWS_EC2_METADATA_DISABLED", "value": "true"}
     changes.append({"op": "add", "path": f"{CONTAINER}/env/-", "value": alone})
-    for lease in ("--leader-elect-lease-duration=30s", "--leader-elect-renew-deadline=20s"):
-        changes.append({"op": "add", "path": f"{CONTAINER}/args/-", "value": lease})
+    slow = ("--leader-elect-lease-duration=30s", "--leader-elect-renew-deadline=20s")
+    for flag in (*slow, "--call-timeout=100s"):
+        changes.append({"op": "add", "path": f"{CONTAINER}/args/-", "value": flag})
     return [{"target": {"kind": "Deployment"}, "patch": json.dumps(changes)}]
 
 
