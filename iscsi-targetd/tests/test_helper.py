@@ -249,8 +249,8 @@ def sent(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
     (program := tmp_path / "helper").write_text(text)
     # Python looks beside the program for what it imports.
     argv = [sys.executable, str(program)]
-    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-    process = subprocess.Popen(argv, env={}, **pipes)
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(argv, env={}, stdin=pipe, stdout=pipe, stderr=pipe)
     with process:
         yield process
         process.kill()
