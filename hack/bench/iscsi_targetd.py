@@ -177,7 +177,8 @@ def exports(host: StorageHost, count: int) -> dict[str, float]:
 
 
 def claims(host: StorageHost, box: Sandbox, count: int) -> dict[str, float]:
-    storage_class = box.storage_class(parameters={"initiators": INITIATOR})
+    # ext4: xfs needs volumes of 300 MiB.
+    storage_class = box.storage_class(parameters={"initiators": INITIATOR, "fsType": "ext4"})
     single, bare, in_turn, at_once = [], [], [], []
     for _ in range(ROUNDS):
         took = [one(box, name, storage_class) for name in fresh("claim", count)]

@@ -217,11 +217,11 @@ def test_a_raw_device_is_written_by_one_pod_and_read_by_the_next(
 
 
 def test_killed_pods_lose_no_claim(
-    deployed: Deployed, space: Space, joined_guest: Guest | None
+    deployed: Deployed, space: Space, chap_class: str, joined_guest: Guest | None
 ) -> None:
     names = [f"data-{number}" for number in range(5)]
     for name in names:
-        space.claim(name, CLASS, **ONCE, **requested(8))
+        space.claim(name, chap_class, **ONCE, **requested(8))
     deployed.kill()
     volumes = {space.bound(name).name for name in names}
     deployed.wait_ready()
