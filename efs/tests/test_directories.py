@@ -222,6 +222,8 @@ def test_unmounted_under_the_running_provisioner_claims_wait_and_nothing_is_on_t
     users.delete_claims("before")
     users.wait_told("data", "not mounted")
     users.wait_told(before.name, "not mounted")
+    status, health = users.serving.program.get("/healthz?verbose")
+    assert (status, "not mounted" in health) == (200, True), health
     assert list(users.one.point.iterdir()) == []
     assert users.one.shown() == [f"before-{before.name}"]
     assert users.get_claim("data").spec.volume_name == ""
