@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from local_volume_provisioner import devices
 from local_volume_provisioner.config import ClassConfig, VolumeMode
 from local_volume_provisioner.duplicates import choose
 from local_volume_provisioner.globs import Globs
@@ -221,3 +222,27 @@ def test_what_is_chosen_shares_nothing_and_nothing_is_left_out(specs: Any, rando
         assert not any(share(one, other) for other in kept[index + 1 :])
     for one in candidates:
         assert any(one is other or share(one, other) for other in kept)
+
+
+def test_what_lies_on_a_device_and_what_it_lies_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A logical volume on a partition: the disk below is no user of it. No such thing here, so by a
+    tree as sysfs has it."""
+    numbers = {"sda": "8:0", "sda1": "8:1", "dm-0": "253:0"}
+    places = {"sda": tmp_path / "sda", "sda1": tmp_path / "sda/sda1", "dm-0": tmp_path / "dm-0"}
+    links = tmp_path / "by-number"
+    links.mkdir()
+    for name, place in places.items():
+        (place / "holders").mkdir(parents=True)
+        (place / "slaves").mkdir()
+        (place / "dev").write_text(numbers[name])
+        (links / numbers[name]).symlink_to(place)
+    (places["sda1"] / "partition").write_text("1")
+    (places["sda1"] / "holders/dm-0").symlink_to(places["dm-0"])
+    (places["dm-0"] / "slaves/sda1").symlink_to(places["sda1"])
+    monkeypatch.setattr(devices, "SYSFS", links)
+    disk, part, volume = os.makedev(8, 0), os.makedev(8, 1), os.makedev(253, 0)
+    assert devices.above(devices.read(volume)) == {volume}
+    assert devices.above(devices.read(part)) == {part, volume}
+    assert devices.above(devices.read(disk)) == devices.family(devices.read(volume))

@@ -16,6 +16,13 @@ from external_storage.mountinfo import Mount
 
 log = get_logger(__name__)
 
+# A call on another one may never return: it is made by a process that can be killed.
+LOCAL = frozenset(
+    (
+        *("bcachefs", "btrfs", "devtmpfs", "erofs", "exfat", "ext2", "ext3", "ext4", "f2fs"),
+        *("jfs", "ntfs3", "overlay", "ramfs", "squashfs", "tmpfs", "vfat", "xfs", "zfs"),
+    )
+)
 _FS_IOC_GETFSUUID = 0x80111500  # Linux 6.9 and later: a length byte, then 16 bytes
 _BY_UUID = Path("/dev/disk/by-uuid")
 
@@ -25,25 +32,15 @@ class MountTable:
     """All mounts we see, at one moment."""
 
     mounts: tuple[Mount, ...]
+    """Of our namespace. The host's own are not among them, but for those that propagate to us: who
+    wants to know of every use of a device asks the kernel, by an exclusive open."""
 
     @classmethod
     def read(cls) -> MountTable:
-        """Of our mount namespace; with ``hostPID`` of the host's too, where pods' mounts are."""
-        found = _read("self")
-        with suppress(OSError):
-            if Path("/proc/1/ns/mnt").readlink() != Path("/proc/self/ns/mnt").readlink():
-                found += _read("1")
-        return cls(tuple(found))
-
-    def at(self, path: str) -> Mount | None:
-        """The topmost mount exactly at ``path``; None if there is none."""
-        found = [mount for mount in self.mounts if mount.mount_point == path]
-        covered = {mount.parent_id for mount in found}
-        tops = [mount for mount in found if mount.mount_id not in covered]
-        return tops[-1] if tops else None
+        return cls(tuple(_read()))
 
     def by_point(self) -> dict[str, Mount]:
-        """As ``at`` for every mount point: for who asks for a thousand."""
+        """The topmost mount at every mount point."""
         points: dict[str, list[Mount]] = {}
         for mount in self.mounts:
             points.setdefault(mount.mount_point, []).append(mount)
@@ -55,8 +52,8 @@ class MountTable:
         return [mount.mount_point for mount in self.mounts if mount.device in wanted]
 
 
-def _read(pid: str) -> list[Mount]:
-    lines = Path(f"/proc/{pid}/mountinfo").read_bytes().split(b"\n")
+def _read() -> list[Mount]:
+    lines = Path("/proc/self/mountinfo").read_bytes().split(b"\n")
     return [mount for line in lines if line and (mount := _parsed(line)) is not None]
 
 
@@ -76,8 +73,22 @@ def _topmost(mounts: list[Mount]) -> Mount:
     return (tops or mounts)[-1]
 
 
+def uuid_of(mount: Mount) -> str:
+    """As ``file_system_uuid``, of what is mounted there. Raises OSError."""
+    if mount.fs_type not in LOCAL:
+        return ""
+    descriptor = os.open(mount.mount_point, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        return file_system_uuid(descriptor, mount)
+    finally:
+        os.close(descriptor)
+
+
 def file_system_uuid(descriptor: int, mount: Mount) -> str:
-    """The UUID of the file system that an open directory is on; empty where nobody can tell."""
+    """The UUID of the file system that an open directory is on; empty where nobody can tell, as of
+    those of servers."""
+    if mount.fs_type not in LOCAL:
+        return ""
     with suppress(OSError):
         answer = ioctl(descriptor, _FS_IOC_GETFSUUID, bytes(17))
         value = answer[1 : 1 + answer[0]]
@@ -87,6 +98,7 @@ def file_system_uuid(descriptor: int, mount: Mount) -> str:
         return ""
     with suppress(OSError):
         for link in _BY_UUID.iterdir():
-            if link.stat().st_rdev == mount.device:
-                return link.name.lower()
+            with suppress(OSError):  # one that leads nowhere hides no other
+                if link.stat().st_rdev == mount.device:
+                    return link.name.lower()
     return ""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 from external_storage import (
     Agent,
@@ -41,7 +40,7 @@ from local_volume_provisioner.settings import LocalVolumeSettings
 from local_volume_provisioner.states import State
 from local_volume_provisioner.views import Failures, Views
 from local_volume_provisioner.volumes import VolumeApi
-from local_volume_provisioner.watcher import Watcher
+from local_volume_provisioner.watcher import Watcher, is_on_one_path, link_targets
 from local_volume_provisioner.whereabouts import Whereabouts
 from local_volume_provisioner.work import CleaningWork
 
@@ -52,6 +51,8 @@ _SETTLE_S = 0.05
 """After a change, for those that come with it."""
 _MOST_SETTLE_S = 0.5
 _REMOTE_S = 10.0
+_MOST_PASS_S = 900.0
+"""Longer than a thousand volumes take on a slow API server: what takes longer hangs in a disk."""
 _BACKOFF = Backoff(start_s=5.0, max_s=600.0, jitter=0.1)
 
 
@@ -73,6 +74,10 @@ class LocalVolumeProvisioner(Agent[LocalVolumeSettings]):
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="passes", daemon=True)
         self._looked = False
+        self._trouble = ""
+        """Why the last pass failed."""
+        self._pass_since = 0.0
+        """When the one under way has begun, on a monotonic clock; 0: none is."""
         # Events, because a flag that is read and then cleared can lose one that comes between.
         self._look = threading.Event()
         self._look.set()
@@ -164,12 +169,16 @@ class LocalVolumeProvisioner(Agent[LocalVolumeSettings]):
     def health(self) -> Health:
         return Health(
             alive={"passes": self._dead},
-            ready={"first-pass": lambda: None if self._looked else "not yet"},
+            ready={
+                "first-pass": lambda: None if self._looked else "not yet",
+                "passes": lambda: self._trouble or None,
+            },
             notes={
                 "api": self._disconnected,
                 "config": lambda: "; ".join(self._configuration.problems) or None,
                 "classes": lambda: "; ".join(self._board.class_problems.values()) or None,
                 "brake": lambda: self._board.brake or None,
+                "cluster": self._unknown_cluster,
             },
         )
 
@@ -181,7 +190,20 @@ class LocalVolumeProvisioner(Agent[LocalVolumeSettings]):
         ended = not self._thread.is_alive() or any(
             informer.has_ended for informer in (self._volumes, self._classes)
         )
-        return "a thread has ended" if started and ended else None
+        if started and ended:
+            return "a thread has ended"
+        since = self._pass_since
+        is_hanging = since and time.monotonic() - since > _MOST_PASS_S
+        return f"a pass takes more than {_MOST_PASS_S:g} s" if is_hanging else None
+
+    def _unknown_cluster(self) -> str | None:
+        known = self._node is None or self._node.cluster
+        return None if known else "no right to read the UID of the namespace kube-system"
+
+    def _tell_trouble(self, trouble: str) -> None:
+        if self._node is not None and trouble != self._trouble:
+            self.context.events.warning(self._node.node, "PassFailed", trouble)
+        self._trouble = trouble
 
     def _disconnected(self) -> str | None:
         away = [
@@ -237,15 +259,18 @@ class LocalVolumeProvisioner(Agent[LocalVolumeSettings]):
         while not self._stopping.is_set():
             self._wake.clear()
             pause_s = self._configuration.current.resync_s
-            started = time.monotonic()
+            started = self._pass_since = time.monotonic()
             try:
                 if (self._mounts_changed() or self._due.is_set()) and not self._pass():
                     self._due.set()
                     pause_s = min(pause_s, _RETRY_S)
-            except Exception:
+                self._trouble = ""
+            except Exception as error:
                 log.exception("a pass failed")
+                self._tell_trouble(f"{type(error).__name__}: {error}")
                 self._look_at_all()
                 pause_s = min(pause_s, _RETRY_S)
+            self._pass_since = 0.0
             took_s = time.monotonic() - started
             if brake_s := self._brake.left_s():
                 pause_s = min(pause_s, brake_s + 0.1)
@@ -330,7 +355,7 @@ class LocalVolumeProvisioner(Agent[LocalVolumeSettings]):
         mounts = [
             mount
             for mount in MountTable.read().mounts
-            if any(_is_on_one_path(mount.mount_point, directory) for directory in directories)
+            if any(is_on_one_path(mount.mount_point, directory) for directory in directories)
         ]
         changed = mounts != self._seen_mounts or self._board.count()[State.BUSY] > 0
         self._seen_mounts = mounts
@@ -349,7 +374,7 @@ class LocalVolumeProvisioner(Agent[LocalVolumeSettings]):
             assert self._watcher is not None
             directories = self._directories()
             extra = {str(self.settings.config_dir), str(self._requests.directory)}
-            self._watcher.watch(directories | extra | _link_targets(directories))
+            self._watcher.watch(directories | extra | link_targets(directories))
         return wanted
 
     def _queue_work(self, decisions: Mapping[str, Decision]) -> None:
@@ -370,21 +395,3 @@ class LocalVolumeProvisioner(Agent[LocalVolumeSettings]):
         if trouble is not None:
             log.warning("the taint cannot be removed", taint=config.taint_key, error=trouble)
             self.context.events.warning(facts.node, "TaintNotRemoved", trouble)
-
-
-def _is_on_one_path(mount_point: str, directory: str) -> bool:
-    one, other = f"{mount_point.rstrip('/')}/", f"{directory}/"
-    return one.startswith(other) or other.startswith(one)
-
-
-def _link_targets(directories: set[str]) -> set[str]:
-    """The directories that links in these lead to: there a disk appears or goes."""
-    found: set[str] = set()
-    for directory in directories:
-        try:
-            links = [path for path in Path(directory).iterdir() if path.is_symlink()]
-            found |= {str((path.parent / path.readlink()).parent) for path in links}
-            found |= {str(path.resolve().parent) for path in links}
-        except OSError as error:
-            log.debug("links cannot be read", directory=directory, error=error.strerror)
-    return found

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from external_storage import Lister, PersistentVolume, get_logger
 from external_storage.kube.errors import KubeError
 from external_storage.kube.types import KubeObject
-from local_volume_provisioner import records
+from local_volume_provisioner import identity, records
 from local_volume_provisioner.board import Board, Entry, entry_of
 from local_volume_provisioner.config import Config
 from local_volume_provisioner.decide import Action, Decision, View
 from local_volume_provisioner.duplicates import choose
-from local_volume_provisioner.ledger import Ledger, Use
+from local_volume_provisioner.ledger import Ledger, Record, Use
 from local_volume_provisioner.mounts import MountTable
 from local_volume_provisioner.names import rounded
 from local_volume_provisioner.node import NodeFacts
 from local_volume_provisioner.offers import Offers
 from local_volume_provisioner.requests import Request, Requests, Wish
-from local_volume_provisioner.scan import Inventory, Note, Scanner
+from local_volume_provisioner.scan import Candidate, Inventory, Note, Scanner
 from local_volume_provisioner.states import State
 from local_volume_provisioner.views import Facts, Views
 from local_volume_provisioner.volumes import VolumeApi
@@ -76,7 +76,7 @@ class Reconciler:
         )
         facts = self.last = Facts(
             config=config, node=node, table=table, inventory=inventory, volumes=volumes,
-            doubts=doubts, wishes=self._wishes(volumes, doubts), choice=choice,
+            doubts=doubts, wishes=self._wishes(volumes, doubts, inventory), choice=choice,
         )  # fmt: skip
         parts.views.follow_disks(facts)
         views = parts.views.all(facts)
@@ -115,7 +115,10 @@ class Reconciler:
     # -- what people ask for
 
     def _wishes(
-        self, volumes: Mapping[str, PersistentVolume], doubts: Mapping[str, str]
+        self,
+        volumes: Mapping[str, PersistentVolume],
+        doubts: Mapping[str, str],
+        inventory: Inventory,
     ) -> dict[str, tuple[Request, ...]]:
         by_name = {volume.name: path for path, volume in volumes.items()}
         found: dict[str, tuple[Request, ...]] = {}
@@ -123,7 +126,8 @@ class Reconciler:
             path = by_name.get(request.target, request.target)
             if request.wish is Wish.OFFER:
                 volume = volumes.get(path)
-                self._offer_as_new(path, volume.name if volume else doubts.get(path, ""))
+                name = volume.name if volume else doubts.get(path, "")
+                self._offer_as_new(path, name, inventory.candidates.get(path, []))
                 self._requests.remove(request)
             elif request.wish is Wish.CLEAN and self._is_met(path, volumes.get(path)):
                 self._requests.remove(request)
@@ -138,14 +142,26 @@ class Reconciler:
         record = self._ledger.get(path)
         return record is None or record.use in (Use.CLEAN, Use.OFFERING, Use.RETIRED)
 
-    def _offer_as_new(self, path: str, volume: str) -> None:
+    def _offer_as_new(self, path: str, volume: str, found: Sequence[Candidate]) -> None:
         record = self._ledger.get(path)
+        if record is not None and not volume:
+            self._keep_for_its_disk(record, found)
+            record = self._ledger.get(path)
         if volume:
             log.warning("not offered: it has a volume", path=path, volume=volume)
         elif self._parts.is_being_cleaned(path) or not self._ledger.swap(record, None, path):
             log.warning("not offered: it is being cleaned", path=path)
         else:
             log.warning("offered as it is, as somebody has asked for", path=path)
+
+    def _keep_for_its_disk(self, record: Record, found: Sequence[Candidate]) -> None:
+        """What is offered as it is may be another disk than the one on record: that one is as dirty
+        as before, and may come under another name."""
+        path = record.path
+        same = any(identity.is_same_disk(record.identity, one.identity) for one in found)
+        is_in_doubt = record.dirty or record.use is Use.OFFERED
+        if is_in_doubt and not same and not self._parts.is_being_cleaned(path):
+            self._ledger.move(path, records.without_path(record))
 
     def _drop_approvals(self, views: Mapping[str, View]) -> None:
         """Of another disk, or another user's data, than was shown when they were given."""

@@ -138,6 +138,11 @@ def begun(old: Record | None, candidate: Candidate, config: ClassConfig, of: Rel
     return msgspec.structs.replace(fresh, passes_done=old.passes_done, bytes_done=old.bytes_done)
 
 
+def without_path(record: Record) -> str:
+    """Under which key a disk is remembered whose path another one has."""
+    return f"disk {identity.digest(record.identity)}"
+
+
 def withdrawn(record: Record) -> Record | None:
     """Of a free volume that we have taken back: as new, unless somebody had it earlier."""
     return msgspec.structs.replace(record, uid="") if record.dirty else None

@@ -18,15 +18,7 @@ from external_storage.mountinfo import Mount
 from local_volume_provisioner import devices, identity
 from local_volume_provisioner.config import ClassConfig, VolumeMode
 from local_volume_provisioner.identity import Identity
-from local_volume_provisioner.mounts import MountTable, file_system_uuid
-
-# A stat of another one may never return: it is asked by a process that can be killed.
-_LOCAL = frozenset(
-    (
-        *("bcachefs", "btrfs", "devtmpfs", "erofs", "exfat", "ext2", "ext3", "ext4", "f2fs"),
-        *("jfs", "ntfs3", "overlay", "ramfs", "squashfs", "tmpfs", "vfat", "xfs", "zfs"),
-    )
-)
+from local_volume_provisioner.mounts import LOCAL, MountTable, uuid_of
 
 
 class Kind(StrEnum):
@@ -136,7 +128,7 @@ class Scanner:
         return _Look(config, name, table.by_point(), used, devices.swaps(), self).look()
 
     def measure(self, mount: Mount) -> tuple[int, int, int]:
-        ask = measure if mount.fs_type in _LOCAL else self._measure_remote
+        ask = measure if mount.fs_type in LOCAL else self._measure_remote
         return ask(mount.mount_point)
 
 
@@ -199,17 +191,12 @@ class _Look:
             text = "a mounted file system cannot be a volume of volumeMode Block"
             return self._note(text, problem=True)
         number, device = _device_below(mount)
-        descriptor = os.open(mount.mount_point, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            uuid = file_system_uuid(descriptor, mount)
-        finally:
-            os.close(descriptor)
         return Candidate(
             class_config=self.config,
             entry=self.name,
             kind=Kind.MOUNT,
             size=size,
-            identity=identity.of_mount(mount, uuid, device),
+            identity=identity.of_mount(mount, uuid_of(mount), device),
             number=number,
             family=frozenset(devices.family(device) if device is not None else {number}),
             root=mount.root,

@@ -14,10 +14,10 @@ from local_volume_provisioner.config import ClassConfig, Config
 from local_volume_provisioner.decide import Action, Decision, View, decide
 from local_volume_provisioner.duplicates import Choice
 from local_volume_provisioner.ledger import Ledger, Record, Use
-from local_volume_provisioner.mounts import MountTable
+from local_volume_provisioner.mounts import LOCAL, MountTable
 from local_volume_provisioner.node import NodeFacts
 from local_volume_provisioner.requests import Request, Wish
-from local_volume_provisioner.scan import Candidate, Inventory, Kind, Scanner
+from local_volume_provisioner.scan import Candidate, Inventory, Scanner
 from local_volume_provisioner.volumes import identity_of
 
 _PHASES = {"Bound": 0, "Available": 1, "Pending": 1}
@@ -73,7 +73,7 @@ class Views:
         remembered = (
             record.path
             for record in self._ledger.all()
-            if record.dirty or record.use is Use.OFFERED
+            if (record.dirty or record.use is Use.OFFERED) and record.path.startswith("/")
         )
         found = {*facts.inventory.candidates, *facts.inventory.notes, *facts.volumes, *facts.doubts}
         found |= set(remembered)
@@ -261,8 +261,8 @@ def _is_same(record: Record, candidate: Candidate) -> bool:
 
 
 def _is_empty(candidate: Candidate | None, record: Record | None) -> bool:
-    if candidate is None or candidate.kind is not Kind.MOUNT:
-        return False
+    if candidate is None or candidate.identity.fs_type not in LOCAL:
+        return False  # a device; or nobody waits for a server here, and a person decides
     if record is None or record.dirty or not _is_same(record, candidate):
         return False
     task = MountTask(candidate.mount_path, candidate.number, candidate.identity)

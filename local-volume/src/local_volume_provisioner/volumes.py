@@ -56,6 +56,8 @@ class VolumeApi:
                 return Made(self._client.create(PersistentVolume, fields), is_new=True)
             except AlreadyExists:
                 found = self._client.find(PersistentVolume, name)
+                if found is not None and found.metadata.deletion_timestamp is not None:
+                    raise NameTaken(f"the volume {name} is still being deleted") from None
                 if found is not None and self._is_of(found, candidate):
                     return Made(self.adopt(found), is_new=False)
             log.warning("the name of a volume is taken by another one", volume=name)

@@ -11,6 +11,7 @@ import os
 import select
 import threading
 from collections.abc import Callable, Collection
+from pathlib import Path
 
 from inotify_simple import INotify, flags
 
@@ -88,3 +89,21 @@ class Watcher:
                 self._on_entries()
             if self._mounts in ready:
                 self._on_mounts()
+
+
+def is_on_one_path(mount_point: str, directory: str) -> bool:
+    one, other = f"{mount_point.rstrip('/')}/", f"{directory}/"
+    return one.startswith(other) or other.startswith(one)
+
+
+def link_targets(directories: set[str]) -> set[str]:
+    """The directories that links in these lead to: there a disk appears or goes."""
+    found: set[str] = set()
+    for directory in directories:
+        try:
+            links = [path for path in Path(directory).iterdir() if path.is_symlink()]
+            found |= {str((path.parent / path.readlink()).parent) for path in links}
+            found |= {str(path.resolve().parent) for path in links}
+        except OSError as error:
+            log.debug("links cannot be read", directory=directory, error=error.strerror)
+    return found

@@ -68,6 +68,7 @@ class CleaningWork:
         except Stopped:
             log.info("cleaning interrupted, to be continued", path=path)
             self._queue.forget(path)
+            self._wake()
         else:
             self._wake()
 
@@ -79,8 +80,10 @@ class CleaningWork:
     def _at(self, path: str) -> PersistentVolume | None:
         """The volume at a path, as far as it is known."""
         last = self._reconciler.last
-        shown = (v for v in self._volumes.all() if v.spec.local and v.spec.local.path == path)
-        return next(shown, None) or (last.volumes.get(path) if last is not None else None)
+        shown = sorted(self._shown(path), key=lambda volume: volume.status.phase != "Bound")
+        if shown:
+            return shown[0]
+        return last.volumes.get(path) if last is not None else None
 
     def _do(self, view: View) -> None:
         action = decide(view).action
@@ -156,20 +159,25 @@ class CleaningWork:
     def _is_wanted(self, view: View) -> bool:
         """Between two steps: nobody has taken the volume back into service, or put one in its
         place. Deleted by hand it is as dirty as before."""
-        shown = (v for v in self._volumes.all() if v.spec.local and v.spec.local.path == view.path)
-        now = next(shown, None)
-        if view.volume is None:
-            return now is None
+        shown = self._shown(view.path)
+        of = view.volume
+        if of is None:
+            return not shown
         try:
             # Not shown: deleted, or without our label.
-            now = now or self._client.live(view.volume)
+            live = None if shown else self._client.live(of)
         except KubeError:
             return False
-        return now is None or (
-            now.uid == view.volume.uid
+        return all(
+            now.uid == of.uid
             and now.status.phase == "Released"
-            and records.claim_uid(now) == records.claim_uid(view.volume)
+            and records.claim_uid(now) == records.claim_uid(of)
+            for now in (*shown, *([live] if live is not None else []))
         )
+
+    def _shown(self, path: str) -> list[PersistentVolume]:
+        found = self._volumes.all()
+        return [v for v in found if v.spec.local is not None and v.spec.local.path == path]
 
     def _about(self, view: View) -> KubeObject:
         assert self._reconciler.last is not None

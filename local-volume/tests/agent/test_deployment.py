@@ -66,6 +66,17 @@ def test_the_configuration_fits_the_daemonset_and_the_classes() -> None:
     assert {doc["metadata"]["name"] for doc in documents("class.yaml")} == set(found.classes)
 
 
+def test_it_sees_what_pods_use_and_no_taint_keeps_it_away() -> None:
+    (made,) = documents("daemonset.yaml")
+    spec = made["spec"]["template"]["spec"]
+    assert spec["tolerations"] == [{"operator": "Exists"}]
+    mounts = {mount["mountPath"]: mount for mount in spec["containers"][0]["volumeMounts"]}
+    assert mounts["/var/lib/kubelet/pods"]["mountPropagation"] == "HostToContainer"
+    # A hole in that would be silent: the agent then takes every volume for unused.
+    (source,) = [v["hostPath"] for v in spec["volumes"] if v["name"] == "pods"]
+    assert source == {"path": "/var/lib/kubelet/pods", "type": "Directory"}
+
+
 def test_the_agents_may_not_change_nodes_unless_that_is_applied(plane: ControlPlane) -> None:
     """L11: the reference's pods may update every node."""
     assert [rule["verbs"] for doc in documents("rbac.yaml") if doc["kind"] == "ClusterRole"

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -126,6 +127,7 @@ def test_one_bad_entry_hides_nothing(node: Any) -> None:
     os.mkfifo(node.entries / "fifo")
     (node.entries / "file").write_text("x")
     (node.entries / "dangling").symlink_to("/dev/no-such-disk")
+    os.mkfifo(os.fsencode(node.entries) + b"/caf\xe9")
     node.tmpfs("good")
     node.agent.start()
     node.volume("good")
@@ -133,6 +135,9 @@ def test_one_bad_entry_hides_nothing(node: Any) -> None:
     entries = node.agent.entries()
     assert entries["fifo"]["state"] == entries["file"]["state"] == "Ignored"
     assert entries["dangling"]["state"] == "Invalid"
+    node.wait_event("Invalid")
+    assert "not valid UTF-8" in entries["caf\\xe9"]["reason"]
+    assert "caf\\xe9" in node.cli("list")
     node.wait_event("ClassProblem")
     assert "/no/such/dir" in node.agent.get("/healthz?verbose")[1]
 
@@ -283,6 +288,25 @@ def test_a_bad_configuration_at_the_start_is_refused_with_all_that_is_wrong(node
     for word in ("colour", "hostDir", "volumeMode"):
         assert word in said
         assert word in refused
+
+
+def test_a_full_state_directory_is_told(node: Any) -> None:
+    """Nothing is offered that cannot be remembered; and that is no secret."""
+    node.agent.state.mkdir()
+    node.disks.mount(node.agent.state, "-t", "tmpfs", "-o", "size=1m", "none")
+    node.class_()
+    node.configure(_={})
+    node.agent.start()
+    filling = node.agent.state / "filling"
+    with suppress(OSError):
+        filling.write_bytes(bytes(2 * MIB))
+    node.tmpfs("m")
+    node.wait(lambda: node.agent.get("/readyz")[0] == 503, "it is not ready any more")
+    assert "full" in node.wait_event("PassFailed").message
+    assert node.volumes() == {}
+    filling.unlink()
+    node.volume("m")
+    node.wait(lambda: node.agent.get("/readyz")[0] == 200, "it is ready again")
 
 
 def test_steady_state_costs_no_request(node: Any) -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import pytest
 
 from external_storage import PersistentVolume
 from external_storage.kube.types import Node as PlainNode
@@ -49,15 +48,14 @@ def edited(node: Any, **fields: Any) -> None:
 # -- out of sight
 
 
-@pytest.mark.parametrize("watching", [True, False])
-def test_a_bound_volume_without_our_label_is_not_taken_for_gone(block: Any, watching: bool) -> None:
+def test_a_bound_volume_without_our_label_is_not_taken_for_gone(block: Any) -> None:
     bound = block.bind("d")
     block.wait_state("d", "Bound")
-    if not watching:
-        block.agent.kill()
     without_label(block, bound)
-    if not watching:
-        block.agent.start()
+    block.wait(lambda: "d" in block.volumes(), "the volume has our label again")
+    block.agent.kill()
+    without_label(block, bound)
+    block.agent.start()
     block.wait(lambda: "d" in block.volumes(), "the volume has our label again")
     block.wait_state("d", "Bound")
     assert block.volumes()["d"].uid == bound.uid
@@ -146,9 +144,20 @@ def test_a_half_wiped_volume_that_was_used_again_is_wiped_from_the_start(block: 
     assert block.disk.is_blank()
 
 
-@pytest.mark.parametrize("how", ["released", "deleted by hand"])
-def test_a_wiped_volume_that_was_used_again_is_wiped_again(block: Any, how: str) -> None:
-    """Its deletion had failed, and somebody has taken it before the next try."""
+def test_a_wiped_volume_that_was_used_again_is_wiped_again(block: Any) -> None:
+    """Its deletion had failed, and somebody has taken it before the next try; once it is released,
+    once deleted by hand."""
+    old = used_again(block)
+    block.release("d")
+    block.volume("d", other_than=old.uid)
+    assert block.disk.is_blank()
+    old = used_again(block)
+    block.delete_volume(old)
+    block.volume("d", other_than=old.uid)
+    assert block.disk.is_blank()
+
+
+def used_again(block: Any) -> PersistentVolume:
     rule = block.proxy.on("delete", "persistentvolumes", times=None).fail(500)
     old = block.use_and_release("d")
     block.wait(lambda: rule.applied >= 1, "a delete that fails")
@@ -156,16 +165,11 @@ def test_a_wiped_volume_that_was_used_again_is_wiped_again(block: Any, how: str)
     back_into_service(block, old)
     block.wait_phase("d", "Available")
     block.claim("d")
-    bound = block.wait_phase("d", "Bound")
+    bound: PersistentVolume = block.wait_phase("d", "Bound")
     block.wait_state("d", "Bound")
     block.disk.write(SECRET)
     block.proxy.clear()
-    if how == "released":
-        block.release("d")
-    else:
-        block.delete_volume(bound)
-    block.volume("d", other_than=old.uid)
-    assert block.disk.is_blank()
+    return bound
 
 
 def test_nothing_is_offered_as_it_is_while_it_is_being_wiped(node: Any) -> None:
@@ -221,6 +225,22 @@ def test_what_is_known_of_a_dirty_disk_goes_with_it_to_another_name(block: Any) 
     block.cli("clean", str(block.entries / "e"))
     block.volume("e")
     assert block.disk.is_blank()
+
+
+def test_a_new_disk_taken_as_it_is_lets_nobody_forget_the_old_one(block: Any) -> None:
+    block.configure(b=block.block(cleanPolicy="manual"))
+    bound = block.bind("d")
+    block.wait_state("d", "Bound")
+    block.delete_volume(bound)
+    block.wait_state("d", "NeedsApproval")
+    block.link("d", block.disks.disk("b"))
+    block.wait_state("d", "IdentityMismatch")
+    block.cli("offer", str(block.entries / "d"))
+    block.volume("d")
+    block.link("e", block.disk)
+    block.wait_state("e", "NeedsApproval")
+    assert set(block.volumes()) == {"d"}
+    assert holds_the_secret(block)
 
 
 def test_a_file_system_whose_volume_is_bound_is_not_offered_elsewhere(node: Any) -> None:
@@ -280,7 +300,7 @@ def test_a_disk_mounted_where_we_do_not_see_it_is_not_offered(node: Any, tmp_pat
 
 def test_an_approval_is_for_the_disk_and_the_user_it_was_given_for(node: Any) -> None:
     node.class_("-b")
-    node.configure(b=node.block(cleanPolicy="manual"))
+    node.configure(b=node.block(cleanPolicy="manual", blockCleanerCommand=["false"]))
     node.disk = node.disks.disk("a", data=SECRET)
     node.link("d", node.disk)
     node.agent.start()
@@ -294,20 +314,12 @@ def test_an_approval_is_for_the_disk_and_the_user_it_was_given_for(node: Any) ->
         requests.add(stale)
         node.wait(lambda: not requests.all(), "the approval is dropped")
         assert node.wait_state("d", "NeedsApproval")
-    assert holds_the_secret(node)
-
-
-def test_an_approval_is_for_one_try(node: Any) -> None:
-    node.class_("-b")
-    node.configure(b=node.block(cleanPolicy="manual", blockCleanerCommand=["false"]))
-    node.link("d", node.disks.disk("a"))
-    node.agent.start()
-    node.use_and_release("d")
-    node.wait_state("d", "NeedsApproval")
+    # And it is for one try.
     node.cli("clean", "--wait", str(node.entries / "d"))
     node.wait_event("CleaningFailed")
     node.wait_state("d", "NeedsApproval")
-    assert Requests(node.agent.state).all() == []
+    assert requests.all() == []
+    assert holds_the_secret(node)
 
 
 def test_a_disk_in_a_new_boot_is_known_by_its_ids_of_this_one(block: Any) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import msgspec
 
 from external_storage import get_logger
-from external_storage.worker import WorkerDied, WorkerError, WorkerProcess
+from external_storage.worker import WorkerError, WorkerProcess
 from local_volume_provisioner import records
 from local_volume_provisioner.cleaning import blocks, commands, directories, guard
 from local_volume_provisioner.cleaning.commands import CommandFailed
@@ -136,11 +136,9 @@ class Cleaner:
                 job.record, use=Use.CLEAN, passes_done=0, bytes_done=0, method=""
             )
             self._swap(job.record, done)
-        except WorkerDied as error:
-            if self._stopping or job.is_called_off:
-                raise Stopped from error
-            raise CleaningFailed(str(error)) from error
         except (WorkerError, CommandFailed, OSError) as error:
+            if isinstance(error, WorkerError) and (self._stopping or job.is_called_off):
+                raise Stopped from error
             raise CleaningFailed(_reason(error)) from error
         finally:
             with self._lock:
