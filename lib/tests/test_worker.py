@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -40,6 +41,7 @@ def odd(): raise Odd(1, 2)
 def picky(code): raise Picky(code)
 def unsendable(): return lambda: None
 def quit_with(code): sys.exit(code)
+def loaded(): return [name for name in sys.modules if name.startswith("external_storage")]
 def group(): return os.getpid(), os.getpgrp(), os.getppid()
 def talk(): print("noise"); sys.stdout.flush(); return "quiet"
 def grandchild(path):
@@ -379,3 +381,11 @@ def test_a_call_in_uninterruptible_sleep_is_abandoned_and_counted(
         thaw()
         wait_until(lambda: process.stuck == 0, "the killed process dies after all")
         assert process.call(operator.add, 1, 1, timeout_s=LONG_S) == 2
+
+
+def test_a_process_begins_with_the_package_and_not_with_all_that_is_in_it(
+    process: WorkerProcess, helpers: Any
+) -> None:
+    """Each wipe of a disk waits for it, on an emulated or busy machine for many seconds."""
+    found = set(process.call(helpers.loaded, timeout_s=LONG_S))
+    assert found == {"external_storage", "external_storage.logs", "external_storage.worker"}
