@@ -71,7 +71,7 @@ class Offers:
             candidate = view.candidate
             assert candidate is not None  # else it would not have been decided to offer it
             found = self._classes.get(candidate.class_config.name)
-            if candidate.kind is Kind.DEVICE and (why := guard.why_in_use(candidate)):
+            if candidate.kind is Kind.DEVICE and (why := _why_not_free(candidate, view.record)):
                 outcomes[view.path] = Decision(Action.NOTHING, State.BUSY, why)
                 continue
             if found is None:
@@ -134,6 +134,11 @@ class Offers:
         self.remember([made.volume])
         log.info("volume created", path=candidate.path, volume=made.volume.name)
         return made
+
+
+def _why_not_free(candidate: Candidate, record: Record | None) -> str:
+    # What was a volume before has been cleaned, in whatever way its class says.
+    return guard.why_in_use(candidate) or ("" if record else guard.why_anothers(candidate))
 
 
 def _has_done_nothing(error: Exception) -> bool:

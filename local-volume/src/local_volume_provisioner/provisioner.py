@@ -49,7 +49,7 @@ log = get_logger(__name__)
 _RETRY_S = 5.0
 _SETTLE_S = 0.05
 """After a change, for those that come with it."""
-_MOST_SETTLE_S = 0.5
+_MOST_SETTLE_S = 0.2
 _REMOTE_S = 10.0
 _MOST_PASS_S = 900.0
 """Longer than a thousand volumes take on a slow API server: what takes longer hangs in a disk."""

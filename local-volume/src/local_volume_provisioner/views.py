@@ -131,12 +131,15 @@ class Views:
                 index = None
 
     def rank(self, candidate: Candidate, volume: PersistentVolume | None) -> int:
-        """Of duplicates: volumes in use come first, then free ones, then what was one."""
+        """Of duplicates: volumes in use come first, then free ones, then what was one; last what
+        cannot be one, such as a disk beside the LVM volume that is on it."""
         name = candidate.class_config.name
         if volume is not None and volume.spec.storage_class_name == name:
             return _PHASES.get(volume.status.phase, 2)
         record = self._ledger.get(candidate.path)
-        return 3 if record is not None and record.saved_class.name == name else 4
+        if record is not None and record.saved_class.name == name:
+            return 3
+        return 5 if candidate.busy else 4
 
     def _view(self, path: str, facts: Facts) -> View:
         volume, record = facts.volumes.get(path), self._ledger.get(path)

@@ -11,6 +11,7 @@ import errno
 import fcntl
 import os
 import stat
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,14 @@ from local_volume_provisioner import devices, identity
 from local_volume_provisioner.identity import Identity
 from local_volume_provisioner.mounts import MountTable
 from local_volume_provisioner.scan import Candidate
+
+
+# Members of LVM, RAID, ZFS and the like, and encrypted disks. Not file systems: a disk that has one may
+# be meant to be a volume with it.
+_BLKID = ("blkid", "--probe", "--usages", "raid,crypto", "--match-tag", "TYPE", "--output", "value")
+_BLKID_NOTHING = 2
+_BLKID_S = 30.0
+_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 class Refused(Exception):
@@ -90,6 +99,30 @@ def why_in_use(found: Candidate) -> str:
         return f"it cannot be looked at: {error.strerror}"
     finally:
         os.close(descriptor)
+
+
+def why_anothers(found: Candidate) -> str:
+    """What says that a disk which has never been a volume is part of something else, though nobody
+    uses that now: a volume group that is not active, an array that is not assembled."""
+    command = [*_BLKID, found.mount_path]
+    try:
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=_BLKID_S,
+            env={"PATH": _PATH},
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"what is on it cannot be found out: {error}"
+    if done.returncode not in (0, _BLKID_NOTHING):
+        words = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
+        return f"what is on it cannot be found out: blkid: {words}"
+    kind = done.stdout.strip()
+    return (
+        f"it is a {kind}, of something that is not in use now; wipefs makes it free" if kind else ""
+    )
 
 
 def check(task: DeviceTask) -> None:
