@@ -126,7 +126,12 @@ class Views:
             if stays is not None:
                 facts.choice.duplicates[path] = f"it is the disk of {stays}"
                 del facts.choice.chosen[path]
-            elif others and others[0].identity.kind == candidate.identity.kind:
+            elif (
+                others
+                and others[0].identity.kind == candidate.identity.kind
+                # Else what is known of the disk that had this name would be lost.
+                and not (record is not None and (record.dirty or record.use is Use.OFFERED))
+            ):
                 self._ledger.move(others[0].path, path)
                 index = None
 
