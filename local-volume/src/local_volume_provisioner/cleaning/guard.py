@@ -23,7 +23,6 @@ from local_volume_provisioner.identity import Identity
 from local_volume_provisioner.mounts import MountTable
 from local_volume_provisioner.scan import Candidate
 
-
 # Members of LVM, RAID, ZFS and the like, and encrypted disks. Not file systems: a disk that has one may
 # be meant to be a volume with it.
 _BLKID = ("blkid", "--probe", "--usages", "raid,crypto", "--match-tag", "TYPE", "--output", "value")
