@@ -47,10 +47,13 @@ def is_blank_inside(node: GuestNode, path: str) -> bool:
     return node.guest.execute(compare).returncode == 0
 
 
-def make_logical_volume(node: GuestNode, group: str, disk: str) -> str:
-    """All of the group but a few MiB for its own."""
+def make_group(node: GuestNode, group: str, disk: str) -> None:
     node.undo.callback(node.guest.run, f"vgremove -qqf {group}", check=False, timeout_s=120)
     node.guest.run(f"wipefs -qa {disk} && vgcreate -qq {group} {disk}", timeout_s=120)
+
+
+def make_logical_volume(node: GuestNode, group: str) -> str:
+    """All of the group but a few MiB for its own."""
     node.guest.run(f"lvcreate -qqy -Wn -l 100%FREE -n data {group}", timeout_s=120)
     return f"/dev/{group}/data"
 
@@ -128,9 +131,13 @@ def test_a_physical_volume_is_not_offered_and_a_logical_one_is_and_is_wiped(
     node: GuestNode,
 ) -> None:
     disk = node.plug(serial="GUEST-PV")
-    volume = make_logical_volume(node, "vg-local", node.guest.path(disk))
+    make_group(node, "vg-local", node.guest.path(disk))
+    physical = node.link("raw/a-physical", disk)
+    # Nothing uses it as yet, and the kernel knows of nothing.
+    node.wait_state(physical, "Busy")
+    assert "LVM2_member" in node.entry(physical)["reason"]
+    volume = make_logical_volume(node, "vg-local")
     fill(node, volume)
-    physical = node.link("raw/z-physical", disk)
     logical = node.link("raw/logical", volume)
     node.bind(logical)
     assert node.entry(logical)["ids"]["dm"].startswith("LVM-")
@@ -242,7 +249,8 @@ def test_after_a_reboot_every_disk_is_the_same_and_wiped_as_before(node: GuestNo
     guest = node.guest
     raw, bare, below, mounted = node.plug(serial="GUEST-RAW"), node.plug(), node.plug(), node.plug()
     unit = "5a1d6d38-2b1c-4f0e-9c57-3f0f5a3c9d22"
-    volume = make_logical_volume(node, "vg-reboot", guest.path(below))
+    make_group(node, "vg-reboot", guest.path(below))
+    volume = make_logical_volume(node, "vg-reboot")
     fill(node, volume)
     point = "/srv/volumes/mounts/files"
     guest.run(f"mkfs.ext4 -q -F -L reboot {guest.path(mounted)} && mkdir -p {point}")

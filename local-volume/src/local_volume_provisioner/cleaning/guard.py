@@ -15,16 +15,20 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from local_volume_provisioner import devices, identity
 from local_volume_provisioner.identity import Identity
 from local_volume_provisioner.mounts import MountTable
-from local_volume_provisioner.scan import Candidate
 
-# Members of LVM, RAID, ZFS and the like, and encrypted disks. Not file systems: a disk that has one may
-# be meant to be a volume with it.
+if TYPE_CHECKING:
+    # The process that wipes imports this module, and should not begin with the configuration's.
+    from local_volume_provisioner.scan import Candidate
+
+# Members of LVM, RAID, ZFS and the like, and encrypted disks. Not file systems: a disk that has one
+# may be meant to be a volume with it.
 _BLKID = ("blkid", "--probe", "--usages", "raid,crypto", "--match-tag", "TYPE", "--output", "value")
 _BLKID_NOTHING = 2
 _BLKID_S = 30.0
