@@ -92,6 +92,23 @@ def test_an_intent_that_cannot_be_ended_at_once_is_ended_later(
     assert provisioner.provisioned == ["data"]
 
 
+def test_an_intent_is_ended_later_though_the_volume_is_seen_later_than_its_binding(
+    proxy: FaultProxy, rig: Any, until: Until, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("external_storage.provisioning.PAUSE_S", 0.1)
+    rig.plane = SimpleNamespace(kubeconfig=proxy.kubeconfig())
+    provisioner = rig.start(declare=CLOUD)
+    seen = threading.Event()
+    proxy.lag("persistentvolumes", seen)
+    provisioner.on_provision = lambda _request: proxy.on("patch", CLAIMS).fail(500)
+    rig.claim("data", rig.storage_class())
+    rig.bound("data")
+    try:
+        until(lambda: not has_intent(rig), "the claim is let go of")
+    finally:
+        seen.set()
+
+
 def test_a_restart_goes_on_with_what_was_begun(rig: Any, until: Until) -> None:
     begun_and_killed(rig, until)
     provisioner = rig.start(declare=CLOUD)

@@ -259,8 +259,11 @@ class ClaimWork:
 
     def _needs_no_intent(self, claim: PersistentVolumeClaim) -> bool:
         """Whether ours can be ended; those of other provisioners are never settled here."""
-        over = is_terminating(claim) or self._has_volume(claim)
-        return over and has_intent(claim) and claim.uid in self._settled
+        if not has_intent(claim) or claim.uid not in self._settled:
+            return False
+        # Bound says enough: its volume may be seen later than that, and brings nobody here again.
+        is_bound = bool(claim.spec.volume_name)
+        return is_bound or is_terminating(claim) or self._has_volume(claim)
 
     def _resolve_intent(self, claim: PersistentVolumeClaim) -> PersistentVolume | None:
         """After a restart: make the same call again, to learn how it ended."""
