@@ -162,6 +162,11 @@ def test_the_rights_are_exactly_those_that_are_used(
         users.wait_bound("data", "scheduled")
         users.delete_claims()
         users.wait(lambda: not users.volumes(), "all volumes are gone")
+        renewal = ("leases", "patch")
+        users.wait(
+            lambda: renewal in {(e["objectRef"]["resource"], e["verb"]) for e in used()},
+            "the lease is renewed",
+        )
     finally:
         client.delete(Node, node.name, uid=node.uid)
         users.clean_up()

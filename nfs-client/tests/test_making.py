@@ -121,7 +121,21 @@ def test_n18_a_value_that_looks_like_a_field_is_not_filled_in(site: Any) -> None
     assert site.found() == ["${.PVC.name}"]
 
 
-def test_n19_the_second_claim_of_one_path_is_refused(site: Any) -> None:
+class Saved:
+    """The API server, asked for volumes."""
+
+    def __init__(self, *names: str) -> None:
+        self.names = set(names)
+
+    def find(self, _kind: object, name: str) -> str | None:
+        return name if name in self.names else None
+
+
+def test_n19_the_second_claim_of_one_path_is_refused(
+    site: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api = Saved("pvc-ns-a")
+    monkeypatch.setattr(site.provisioner, "context", replace(site.provisioner.context, client=api))
     first = site.provision(site.request("a", pathPattern="same"))
     (site.directory(first) / "file").touch()
     with pytest.raises(ProvisioningFailed, match="'same' is that of volume pvc-ns-a"):
@@ -202,16 +216,6 @@ def test_n20_pods_get_the_group_of_an_adopted_directory_whatever_the_class_says(
     request = site.request(pathPattern="old", adopt="true", gid="none")
     volume = site.provision(request, save=False)
     assert volume.metadata.annotations["pv.beta.kubernetes.io/gid"] == "2222"
-
-
-class Saved:
-    """The API server, asked for volumes."""
-
-    def __init__(self, *names: str) -> None:
-        self.names = set(names)
-
-    def find(self, _kind: object, name: str) -> str | None:
-        return name if name in self.names else None
 
 
 def test_n20_the_directory_of_a_volume_that_was_deleted_by_hand_can_be_adopted(

@@ -8,6 +8,7 @@ else's, with no call for either.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
 
 from efs_provisioner.aws import AccessPoint, Aws
@@ -35,6 +36,8 @@ class AccessPoints:
         self._meanwhile: dict[str, AccessPoint | None] | None = None
         """What was noted since the listing began that goes on, which may not show it."""
         self.listed = False
+        self.listed_at = 0.0
+        """When the last listing began; on a monotonic clock."""
 
     def ensure_listed(self) -> None:
         """List them unless that has been done since the start, or since we lead."""
@@ -97,6 +100,7 @@ class AccessPoints:
                 self._places.put(id, point.path)
 
     def _list(self) -> None:
+        began = time.monotonic()
         with self._lock:
             self._meanwhile = {}
         try:
@@ -118,7 +122,7 @@ class AccessPoints:
             for id, point in found.items():
                 self._places.put(id, point.path)
             self._known = found
-        self.listed = True
+        self.listed, self.listed_at = True, began
 
     def _update_gids(self, found: Mapping[str, AccessPoint]) -> None:
         """With the lock. Who deletes one of ours releases the group of its volume."""
@@ -184,10 +188,11 @@ class AllAccessPoints:
             points = self._points.get(file_system)
         return points.within(path) if points is not None else []
 
-    def refresh(self) -> None:
-        """List again what has been listed: what others make and delete is seen now and then."""
+    def refresh(self, *, older_than_s: float = 0.0) -> None:
+        """List again what was listed so long ago: what others make and delete is seen now and
+        then."""
         for points in self._all():
-            if points.listed:
+            if points.listed and time.monotonic() - points.listed_at >= older_than_s:
                 try:
                     points.refresh()
                 except ProvisionerError as error:

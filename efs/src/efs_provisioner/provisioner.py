@@ -165,7 +165,8 @@ class EfsProvisioner(Provisioner[EfsSettings, EfsParameters]):
 
     def reconcile(self, volumes: Sequence[PersistentVolume]) -> None:
         self.reconcile_interval_s = Provisioner.reconcile_interval_s
-        self._points.refresh()
+        # It is also called at once when we begin to lead: what a claim has just had listed is new.
+        self._points.refresh(older_than_s=Provisioner.reconcile_interval_s / 2)
         for share in self._shares.values():
             if share.problem() is None:
                 share.tidy()
