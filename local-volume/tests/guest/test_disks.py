@@ -248,7 +248,8 @@ def test_a_read_only_disk_is_not_offered_and_one_that_has_become_so_not_wiped(
 def test_after_a_reboot_every_disk_is_the_same_and_wiped_as_before(node: GuestNode) -> None:
     guest = node.guest
     raw, bare, below, mounted = node.plug(serial="GUEST-RAW"), node.plug(), node.plug(), node.plug()
-    unit = "5a1d6d38-2b1c-4f0e-9c57-3f0f5a3c9d22"
+    # Unlike that of any other disk from the beginning: the WWN has no more of it.
+    unit = "8c27e0b4-7d15-4a92-b3f6-1e0d5a3c9d22"
     make_group(node, "vg-reboot", guest.path(below))
     volume = make_logical_volume(node, "vg-reboot")
     fill(node, volume)
@@ -260,7 +261,7 @@ def test_after_a_reboot_every_disk_is_the_same_and_wiped_as_before(node: GuestNo
     node.undo.callback(guest.run, f"umount {point} && rmdir {point}", check=False)
     paths = [
         node.link("raw/raw", f"{BY_ID}/virtio-GUEST-RAW"),
-        node.link("placed/bare", link_by_slot(node, bare)),
+        node.link("placed/bare-too", link_by_slot(node, bare)),
         node.link("raw/logical-too", volume),
         node.link("raw/iscsi-too", make_lun(node, unit)),
         point,
