@@ -164,7 +164,8 @@ def discovery(
             "KUBERNETES_SERVICE_HOST": "127.0.0.1",
             "KUBERNETES_SERVICE_PORT": str(plane.port),
         }
-        with subprocess.Popen(command, env={**os.environ, **server}) as agent:
+        image = {"MALLOC_ARENA_MAX": "1"}  # as its Dockerfile has it
+        with subprocess.Popen(command, env={**os.environ, **server, **image}) as agent:
             try:
                 found = until(lambda: volumes() == mounts + devices, "a volume for each")
                 time.sleep(SETTLE_S)
