@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 import sys
 from collections.abc import Collection
 from pathlib import Path
 
+import pytest
+
 from external_storage.testing import CrashSweep, Program
-from external_storage.testing.tracing import SystemCall, read_record
+from external_storage.testing.tracing import SystemCall, read_record, recorded
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "hostpath"
 
@@ -44,3 +48,33 @@ def test_calls_that_change_files_are_read_from_the_record(tmp_path: Path) -> Non
         SystemCall("fsync", 1),
         SystemCall("write", 2),
     ]
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+def test_what_is_killed_while_it_is_traced_ends_and_the_rest_goes_on(tmp_path: Path) -> None:
+    # It takes threads, and luck: asked to end, strace missed the death in four of ten rounds.
+    program = """\
+import threading
+for _ in range(6): threading.Thread(target=input).start()
+print("ready", flush=True)
+"""
+    for _ in range(10):
+        killed, other = (
+            subprocess.Popen(
+                [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            )
+            for _ in range(2)
+        )
+        with killed, other:
+            try:
+                for process in (killed, other):
+                    assert process.stdout is not None
+                    assert process.stdout.readline() == b"ready\n"
+                with recorded([killed.pid, other.pid], tmp_path / "record"):
+                    killed.kill()
+                killed.wait(10)
+                other.communicate(b"\n" * 6, timeout=10)
+                assert other.returncode == 0
+            finally:
+                killed.kill()
+                other.kill()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import signal
 import subprocess
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -106,7 +105,8 @@ def _attached(pids: Sequence[int], output: Path, *arguments: str) -> Iterator[No
         wait_until(attached, "strace is attached")
         yield
     finally:
-        # It lets the program go on, if that lives.
-        with contextlib.suppress(ProcessLookupError):
-            tracer.send_signal(signal.SIGINT)
+        # The kernel then lets the program go on, if that lives. Asked to end (SIGINT), strace would
+        # wait for the first thread of a program that is just dying, which in its turn waits until
+        # strace has taken the others: for ever. Every line is written out when it is complete.
+        tracer.kill()
         tracer.wait(LIMIT_S)
