@@ -16,8 +16,8 @@ from tests.targetd_server import MIB, PASSWORD, USER, Model, TargetdError, Targe
 from external_storage.kube.client import Client
 from external_storage.kube.types import PersistentVolume, Secret
 from external_storage.testing import ControlPlane, Program, ProgramProcess, Sandbox
+from iscsi_targetd_provisioner.__main__ import main
 from iscsi_targetd_provisioner.exports import ANN_INITIATORS
-from iscsi_targetd_provisioner.inventory import run_command
 
 INITIATORS = "iqn.2026-01.com.example:one,iqn.2026-01.com.example:two"
 CLASS = {"targetPortal": "10.0.0.5:3260", "initiators": INITIATORS, "fsType": "ext4"}
@@ -83,7 +83,7 @@ class Cluster:
         ]
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
-            run_command([*argv, *flags], default_name="iscsi-targetd")
+            main([*argv, *flags])
         text = "".join(capsys.readouterr())
         assert PASSWORD not in text
         return int(str(ended.value.code)), text

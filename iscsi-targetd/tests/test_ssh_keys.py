@@ -15,7 +15,8 @@ from tests.test_targetd_backend import ACCOUNT
 from external_storage import (
     Unchanged,
 )
-from iscsi_targetd_provisioner import inventory
+from iscsi_targetd_provisioner import cli
+from iscsi_targetd_provisioner.__main__ import main
 from iscsi_targetd_provisioner.rpc import Rpc
 
 # -- a key that may run the helper, and nothing else
@@ -27,11 +28,11 @@ def installed(
 ) -> Iterator[Path]:
     """The helper is on the host, and the key's line is the one that ``install-helper`` prints."""
     helper = tmp_path / "external-storage-lio"
-    monkeypatch.setattr(inventory, "INSTALLED_PATH", str(helper))
+    monkeypatch.setattr(cli, "INSTALLED_PATH", str(helper))
     argv = ["install-helper", f"--output={helper}", "--user=root", "--pool=vg/thin"]
     key = (sshd.directory / "key.pub").read_text().strip()
     with pytest.raises(SystemExit) as ended:
-        inventory.run_command([*argv, f"--key={key}"], default_name="iscsi-targetd")
+        main([*argv, f"--key={key}"])
     assert ended.value.code == 0
     [line] = [line for line in capsys.readouterr().out.splitlines() if line.endswith(key)]
     assert line == f'command="{helper} --pool vg/thin",restrict {key}'

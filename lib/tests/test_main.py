@@ -14,7 +14,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from external_storage import main
+from external_storage import cli, main
 from external_storage.kube.types import PersistentVolume
 from external_storage.logs import LogFormat
 from external_storage.parameters import NoParameters
@@ -146,7 +146,7 @@ def test_help_tells_every_flag_its_variable_its_default_and_its_text(
 
 def test_all_problems_are_told_at_once_and_nothing_is_served(served: list[Settings]) -> None:
     code, output = call("--timeout=soon", "--worker-threads=0", "--log-level=loud")
-    assert code == main.EXIT_USAGE
+    assert code == cli.EXIT_USAGE
     assert [line.split(": ")[:2] for line in output.splitlines()] == [
         ["error", "--timeout"],
         ["error", "--worker-threads"],
@@ -281,5 +281,5 @@ def test_a_second_ctrl_c_ends_it_at_once_but_no_second_sigterm(program: Path, no
 
 def test_a_bad_variable_is_called_by_its_name() -> None:
     code, output = call(env={"WORKER_THREADS": "x", "LOG_LEVEL": "loud"})
-    assert code == main.EXIT_USAGE
+    assert code == cli.EXIT_USAGE
     assert "error: WORKER_THREADS: 'x' is not a whole number" in output

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from typing import NoReturn
 
-from efs_provisioner import cli
+from efs_provisioner.cli import COMMANDS
 from efs_provisioner.provisioner import EfsProvisioner
 from external_storage import run
 
@@ -14,9 +13,7 @@ DEFAULT_NAME = "example.com/efs"
 
 def main() -> NoReturn:
     """Run until SIGTERM; or one of the operator's commands."""
-    if cli.is_command(sys.argv[1:]):
-        cli.run_command(sys.argv[1:], name=DEFAULT_NAME)
-    run(EfsProvisioner, name=DEFAULT_NAME)
+    run(EfsProvisioner, name=DEFAULT_NAME, commands=COMMANDS)
 
 
 if __name__ == "__main__":

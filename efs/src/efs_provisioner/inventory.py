@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 from efs_provisioner.aws import AccessPoint, Aws
 from efs_provisioner.file_systems import FileSystem
@@ -14,11 +14,12 @@ from efs_provisioner.places import Places
 from efs_provisioner.provisioner import owner_of, shares_of
 from efs_provisioner.settings import CSI_DRIVER, EfsSettings
 from efs_provisioner.stored import file_system_of, handle_of
-from efs_provisioner.tags import CLAIM_UID, VOLUME
+from efs_provisioner.tags import CLAIM_UID, VOLUME, Owner
 from external_storage import PersistentVolume, PersistentVolumeClaim, ProvisioningFailed
 from external_storage.claims import has_intent
 from external_storage.kube.client import Client
 from external_storage.persistent_volume import is_ours
+from external_storage.shares import ShareDirectories, looked_at
 from external_storage.shares.location import below, join
 
 _LOOK_S: Final = 30.0
@@ -66,42 +67,39 @@ class _Uses:
         return bool(path) and bool(self._places[item.file_system].within(path))
 
 
+@contextmanager
+def opened(settings: EfsSettings, client: Client) -> Iterator[Inventory]:
+    """The inventory of all file systems; ShareUnavailable if one that is mounted here is."""
+    owner = owner_of(settings, client)
+    aws = Aws(settings.aws_region)
+    systems = settings.read_file_systems().found(aws.dns_name)
+    shares = shares_of(systems.values(), owner=owner.of_records, call_limit_s=settings.call_timeout)
+    with looked_at([one.share for one in shares.values()], _LOOK_S):
+        yield Inventory(systems, shares, aws=aws, client=client, owner=owner)
+
+
 class Inventory:
-    """Use it in a ``with``: what is mounted here is looked at by processes of its own.
+    """What EFS holds and what the API server says, as of each call.
 
     All methods raise what ``Aws``, ``ShareDirectories`` and ``Client`` raise: half a list would
     look like a whole one.
     """
 
-    def __init__(self, settings: EfsSettings, client: Client) -> None:
-        self._names = settings.names
-        self._client = client
-        self._owner = owner_of(settings, client)
-        self._aws = Aws(settings.aws_region)
-        self._systems = settings.read_file_systems().found(self._aws.dns_name)
-        self._shares = shares_of(
-            self._systems.values(),
-            owner=self._owner.of_records,
-            call_limit_s=settings.call_timeout,
-        )
-
-    def __enter__(self) -> Self:
-        for share in self._shares.values():
-            share.share.start()
-        for share in self._shares.values():
-            share.share.wait_looked_at(_LOOK_S)
-            if (problem := share.problem()) is not None:
-                raise ProvisioningFailed(problem)
-        return self
-
-    def __exit__(
+    def __init__(
         self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
+        systems: Mapping[str, FileSystem],
+        shares: Mapping[str, ShareDirectories],
+        *,
+        aws: Aws,
+        client: Client,
+        owner: Owner,
     ) -> None:
-        for share in self._shares.values():
-            share.share.stop()
+        self._systems = systems
+        self._shares = shares
+        self._aws = aws
+        self._client = client
+        self._owner = owner
+        self._names = frozenset(owner.provisioners)
 
     def orphans(self) -> list[Item]:
         """What we have made, in this cluster, that no volume and no claim under way leads to."""
@@ -186,7 +184,7 @@ class Inventory:
                 path="",
             )
         id = file_system_of(volume, self._systems)
-        if volume.spec.nfs is None or id not in self._shares:
+        if volume.spec.nfs is None or id is None or id not in self._shares:
             return None
         path = below(self._systems[id].path, volume.spec.nfs.path)
         return Item(file_system=id, name="directory", volume=volume.name, path=path or "")

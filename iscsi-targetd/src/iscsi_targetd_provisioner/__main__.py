@@ -8,7 +8,7 @@ from collections.abc import MutableMapping, Sequence
 from typing import NoReturn
 
 from external_storage import run
-from iscsi_targetd_provisioner.inventory import COMMANDS, run_command
+from iscsi_targetd_provisioner.cli import COMMANDS
 from iscsi_targetd_provisioner.node_agent import NodeAgent
 from iscsi_targetd_provisioner.provisioner import IscsiTargetdProvisioner
 
@@ -33,15 +33,15 @@ _LEVEL_FLAG = "--log-level"
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run until SIGTERM, or run one command: ``node-agent``, ``doctor``, ``orphans`` ..."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments and arguments[0] in COMMANDS:
-        run_command(arguments, default_name=DEFAULT_NAME)
     if arguments and arguments[0] == "node-agent":
         run(NodeAgent, name="iscsi-targetd-node-agent", argv=arguments[1:])
     if arguments and arguments[0] == "start":
         # The original's only command.
         arguments = arguments[1:]
     _translate_level(os.environ)
-    run(IscsiTargetdProvisioner, name=DEFAULT_NAME, argv=_without_ignored(arguments))
+    if not arguments or arguments[0] not in COMMANDS:
+        arguments = _without_ignored(arguments)
+    run(IscsiTargetdProvisioner, name=DEFAULT_NAME, argv=arguments, commands=COMMANDS)
 
 
 def _translate_level(environment: MutableMapping[str, str]) -> None:

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Sequence
 
 from external_storage import (
     AvailableCapacity,
-    CannotStart,
     Context,
     Deadline,
     Expanded,
@@ -48,7 +47,7 @@ from iscsi_targetd_provisioner.initiators import ANNOTATION, NodeInitiators
 from iscsi_targetd_provisioner.luns import KnownLuns
 from iscsi_targetd_provisioner.names import Portal, is_volume_name
 from iscsi_targetd_provisioner.observing import Observations
-from iscsi_targetd_provisioner.servers import BadServers, Server
+from iscsi_targetd_provisioner.servers import Server
 from iscsi_targetd_provisioner.settings import IscsiTargetdParameters, IscsiTargetdSettings
 from iscsi_targetd_provisioner.targetd import CHAP_OFF, Targetd
 
@@ -86,10 +85,7 @@ class IscsiTargetdProvisioner(Provisioner[IscsiTargetdSettings, IscsiTargetdPara
     # -- life
 
     def start(self) -> None:
-        try:
-            self._fleet = build_fleet(self.settings, self._observations, owner=self.context.owner)
-        except BadServers as error:
-            raise CannotStart(str(error)) from error
+        self._fleet = build_fleet(self.settings, self._observations, owner=self.context.owner)
         self._luns.default = self._fleet.default
         self.context.watch_volumes(self._luns.changed)
         self._keeper = ExportKeeper(

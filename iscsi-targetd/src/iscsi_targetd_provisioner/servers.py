@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import msgspec
 import yaml
 
-from external_storage import Deadline, Owner
+from external_storage import CannotStart, Deadline, Owner
 from iscsi_targetd_provisioner import rpc
 from iscsi_targetd_provisioner.backend import Backend
 from iscsi_targetd_provisioner.lio_ssh import LioSsh
@@ -188,7 +188,7 @@ class Server:
     portals: tuple[Portal, ...]
 
 
-class BadServers(ValueError):
+class BadServers(CannotStart):
     """What is wrong with the configuration, all of it."""
 
 

@@ -6,18 +6,17 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from enum import Enum
 from types import FrameType
 from typing import Any, NoReturn, Self
 
 import click
-from click.core import ParameterSource
 from prometheus_client import disable_created_metrics
 
-from external_storage import logs
+from external_storage import cli, logs
 from external_storage.agent import Agent
+from external_storage.cli import EXIT_FAILED, EXIT_OK, Commands
 from external_storage.errors import CannotStart
-from external_storage.fields import FieldInfo, Problems
+from external_storage.fields import Problems
 from external_storage.kube import auth
 from external_storage.kube.errors import ConfigError
 from external_storage.logs import get_logger
@@ -27,11 +26,6 @@ from external_storage.settings import ProgramSettings, Settings
 
 log = get_logger(__name__)
 
-EXIT_OK = 0
-EXIT_FAILED = 1
-EXIT_USAGE = 2
-
-
 Program = type[Provisioner[Any, Any]] | type[Agent[Any]]
 
 
@@ -40,6 +34,7 @@ def run(
     *,
     name: str,
     argv: Sequence[str] | None = None,
+    commands: Commands | None = None,
 ) -> NoReturn:
     """Run a provisioner or an agent until SIGTERM or SIGINT, then drain its work and exit.
 
@@ -48,13 +43,22 @@ def run(
         name: the provisioner name, unless ``--provisioner-name`` gives another one; the name of an
             agent.
         argv: arguments without the program's name; the process's own by default.
+        commands: run in place of all this when their name is the first argument.
 
     Exit codes: 0 after a clean stop, 1 when something failed, 2 when settings are wrong (all of
     what is wrong is listed).
     """
-    command = build_command(program_type, name=name)
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    prog_name = None
+    word = arguments[0] if arguments else ""
+    command = cli.find(commands or {}, word, program_type.settings_type, name=name)
+    if command is not None:
+        arguments.pop(0)
+        prog_name = cli.program_name(word)
+    else:
+        command = build_command(program_type, name=name, commands=commands)
     try:
-        result = command.main(args=argv, standalone_mode=False)
+        result = command.main(args=arguments, prog_name=prog_name, standalone_mode=False)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
@@ -63,37 +67,31 @@ def run(
     sys.exit(result if isinstance(result, int) else EXIT_OK)
 
 
-def build_command(program_type: Program, *, name: str) -> click.Command:
+def build_command(
+    program_type: Program, *, name: str, commands: Commands | None = None
+) -> click.Command:
     """The click command of a program; its options are the fields of its settings."""
     settings_type = program_type.settings_type
 
     @click.pass_context
     def callback(context: click.Context, /, **given: str | None) -> int:
-        texts = {} if issubclass(program_type, Agent) else {"provisioner_name": name}
-        texts |= {key: value for key, value in given.items() if value is not None}
-        from_environment = {
-            info.name: info.env
-            for info in settings_type.fields()
-            if context.get_parameter_source(info.name) is ParameterSource.ENVIRONMENT
-        }
         try:
-            settings: Any = settings_type.from_texts(texts, called=from_environment)
+            settings: Any = cli.read_settings(settings_type, context, given, name=name)
         except Problems as error:
-            for problem in error.problems:
-                click.echo(f"error: {problem}", err=True)
-            return EXIT_USAGE
+            return cli.refuse(error)
         logs.configure(level=settings.log_level, format=settings.log_format)
         if issubclass(program_type, Agent):
             return serve_agent(program_type, settings, name)
         return serve(program_type, settings)
 
+    epilog = ["In brackets: the environment variable and the default.", cli.listed(commands or {})]
     return click.Command(
         name=None,
         callback=callback,
-        params=[_option(info, name) for info in settings_type.fields()],
+        params=cli.settings_options(settings_type, name=name),
         help=program_type.__doc__,
         context_settings={"help_option_names": ["-h", "--help"]},
-        epilog="In brackets: the environment variable and the default.",
+        epilog="\n\n".join(text for text in epilog if text),
     )
 
 
@@ -170,22 +168,3 @@ class _Signals:
             if self._interrupted:
                 os._exit(128 + number)
             self._interrupted = True
-
-
-def _option(info: FieldInfo, name: str) -> click.Option:
-    # Every option is taken as text: the settings convert them all and report all problems at once.
-    default = name if info.name == "provisioner_name" else info.default_text
-    return click.Option(
-        [info.flag],
-        type=str,
-        envvar=info.env,
-        default=None,
-        help=f"{info.doc}  [{info.env}; {default or 'none'}]",
-        metavar=_metavar(info),
-    )
-
-
-def _metavar(info: FieldInfo) -> str:
-    if isinstance(info.type, type) and issubclass(info.type, Enum):
-        return "|".join(str(member.value) for member in info.type)
-    return str(getattr(info.type, "__name__", "TEXT")).upper()

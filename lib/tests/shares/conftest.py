@@ -47,7 +47,8 @@ class Export:
         """Not started; stopped at the end of the test."""
         options.setdefault("expected", Expected(source=self.source, fs_types=frozenset({"tmpfs"})))
         options.setdefault("call_limit_s", LIMIT_S)
-        share = Share(name, server=SERVER, path=self.path, mount_point=self.point, **options)
+        options.setdefault("mount_point", self.point)
+        share = Share(name, server=SERVER, path=self.path, **options)
         self.stack.callback(share.stop)
         return share
 

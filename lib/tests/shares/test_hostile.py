@@ -94,12 +94,12 @@ def test_a_link_in_the_place_of_a_volume_is_not_followed_when_it_is_removed(
 
 
 SWAPPER = """
-import ctypes, os, select, sys
+import ctypes, itertools, os, select, sys
 os.chdir(sys.argv[1])
 library, here, exchange, count = ctypes.CDLL(None), -100, 2, 0
 print("ready", flush=True)
 target = os.readlink("link")
-while True:
+for turn in itertools.count(1):
     # Atomic: at every moment the name is either the directory or the link that leads out.
     if library.renameat2(here, sys.argv[2].encode(), here, b"link", exchange) == 0:
         count += 1
@@ -107,9 +107,8 @@ while True:
         # It was the link that was taken away, as the volume.
         os.rmdir("link")
         os.symlink(target, "link")
-    else:
-        continue
-    if count % 1000 == 0 and select.select([0], [], [], 0)[0]:
+    # Else there is nothing to swap just now, or any more.
+    if turn % 1000 == 0 and select.select([0], [], [], 0)[0]:
         break
     os.sched_yield()
 print(count)

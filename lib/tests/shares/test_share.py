@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from external_storage import deadline
+from external_storage import deadline, shares
 from external_storage.deadline import Deadline
 from external_storage.errors import Unchanged
 from external_storage.shares import (
@@ -320,3 +320,30 @@ def test_a_stopped_share_calls_nothing_and_leaves_no_process(
     with pytest.raises(ShareUnavailable):
         make(on)
     until(lambda: not Path(f"/proc/{worker}").exists(), "the process is gone")
+
+
+# -- for the time of a command
+
+
+def test_shares_of_a_command_are_available_and_stopped_afterwards(
+    export: Export, in_worker: Any
+) -> None:
+    share = export.share()
+    with shares.looked_at([share], LIMIT_S):
+        process = share.call(in_worker.pid)
+    assert not Path(f"/proc/{process}").exists()
+    with pytest.raises(ShareUnavailable):
+        share.call(in_worker.pid)
+
+
+def test_when_one_of_a_command_is_not_available_none_is_left_running(
+    export: Export, tmp_path: Path
+) -> None:
+    good, bad = export.share("good"), export.share("bad", mount_point=tmp_path / "nothing")
+    before = threading.active_count()
+    with (
+        pytest.raises(ShareUnavailable, match="share 'bad'"),
+        shares.looked_at([good, bad], LIMIT_S),
+    ):
+        pytest.fail("half of the shares are no inventory")
+    assert threading.active_count() == before

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from typing import NoReturn
 
 from external_storage import run
-from nfs_client_provisioner import cli
+from nfs_client_provisioner.cli import COMMANDS
 from nfs_client_provisioner.provisioner import NfsClientProvisioner
 
 # For trying it: everybody sets one of their own, in a domain that is theirs.
@@ -15,9 +14,7 @@ DEFAULT_NAME = "example.com/nfs-client"
 
 def main() -> NoReturn:
     """Run until SIGTERM; or one of the operator's commands."""
-    if cli.is_command(sys.argv[1:]):
-        cli.run_command(sys.argv[1:], name=DEFAULT_NAME)
-    run(NfsClientProvisioner, name=DEFAULT_NAME)
+    run(NfsClientProvisioner, name=DEFAULT_NAME, commands=COMMANDS)
 
 
 if __name__ == "__main__":

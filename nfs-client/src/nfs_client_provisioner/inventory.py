@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 from external_storage import (
     AssetRecord,
     AssetState,
     PersistentVolume,
     ProvisionerError,
-    ProvisioningFailed,
 )
 from external_storage.kube.client import Client
 from external_storage.owner import OwnerFinder
 from external_storage.persistent_volume import is_ours
+from external_storage.shares import looked_at
 from nfs_client_provisioner.ledger import Place
 from nfs_client_provisioner.settings import NfsClientSettings
 from nfs_client_provisioner.shares import Mounted, Servers
@@ -33,41 +34,31 @@ class Item:
     is_there: bool
 
 
+@contextmanager
+def opened(settings: NfsClientSettings, client: Client) -> Iterator[Inventory]:
+    """The inventory of all servers; ShareUnavailable if one of them is."""
+    owner = OwnerFinder(client, settings.names)
+    servers = Servers(
+        [
+            Mounted.of(server, owner=owner, call_limit_s=settings.call_timeout)
+            for server in settings.read_servers()
+        ]
+    )
+    with looked_at([one.directories.share for one in servers.all()], _LOOK_S):
+        yield Inventory(servers, client, settings.names)
+
+
 class Inventory:
-    """Use it in a ``with``: the shares are looked at by processes of its own.
+    """What the shares hold and what the API server says, as of each call.
 
     All methods raise what ``ShareDirectories`` and ``Client`` raise: half a list would look like a
     whole one.
     """
 
-    def __init__(self, settings: NfsClientSettings, client: Client) -> None:
-        self._names = settings.names
+    def __init__(self, servers: Servers, client: Client, names: Collection[str]) -> None:
+        self._servers = servers
         self._client = client
-        owner = OwnerFinder(client, settings.names)
-        self._servers = Servers(
-            [
-                Mounted.of(server, owner=owner, call_limit_s=settings.call_timeout)
-                for server in settings.read_servers()
-            ]
-        )
-
-    def __enter__(self) -> Self:
-        for one in self._servers.all():
-            one.directories.share.start()
-        for one in self._servers.all():
-            one.directories.share.wait_looked_at(_LOOK_S)
-            if (problem := one.directories.problem()) is not None:
-                self._stop()
-                raise ProvisioningFailed(problem)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._stop()
+        self._names = frozenset(names)
 
     def orphans(self) -> list[Item]:
         """What was a volume of this provisioner, and has no PersistentVolume any more."""
@@ -96,7 +87,7 @@ class Inventory:
         """Volumes of this provisioner whose directory is not there, on the servers we know."""
         found = []
         for volume in self._client.list_all(PersistentVolume):
-            known = self._servers.find(volume) if is_ours(volume, frozenset(self._names)) else None
+            known = self._servers.find(volume) if is_ours(volume, self._names) else None
             if known is None:
                 continue
             mounted, place = known
@@ -106,10 +97,6 @@ class Inventory:
                 item = Item(place=place, volume=volume.name, claim=claim, is_there=False)
                 found.append(item)
         return found
-
-    def _stop(self) -> None:
-        for one in self._servers.all():
-            one.directories.share.stop()
 
 
 def _item(mounted: Mounted, record: AssetRecord) -> Item:

@@ -18,7 +18,7 @@ from external_storage.shares.making import Ownership
 from external_storage.shares.metrics import export_metrics
 from external_storage.shares.records import PathTaken, ShareRecords
 from external_storage.shares.results import DirectoryRefused, Ended, Ending, Made
-from external_storage.shares.share import Share, ShareUnavailable
+from external_storage.shares.share import Share, ShareUnavailable, looked_at
 from external_storage.shares.usage import Usage
 
 __all__ = [
@@ -38,4 +38,5 @@ __all__ = [
     "Usage",
     "check_path",
     "export_metrics",
+    "looked_at",
 ]

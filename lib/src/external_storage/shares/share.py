@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TypeVar, TypeVarTuple, Unpack
 
@@ -277,3 +278,22 @@ class Share:
             self._trouble = None
         if not was_available:
             log.info("a share is available", share=self.name)
+
+
+@contextmanager
+def looked_at(shares: Iterable[Share], timeout_s: float) -> Iterator[None]:
+    """Shares for the time of a command: started, all of them available, and stopped at the end.
+
+    Raises ``ShareUnavailable`` for one that is not, after ``timeout_s`` seconds for each if its
+    server does not answer: half of what there is would look like the whole.
+    """
+    with ExitStack() as started:
+        all_shares = list(shares)
+        for share in all_shares:
+            started.callback(share.stop)
+            share.start()
+        for share in all_shares:
+            share.wait_looked_at(timeout_s)
+            if (problem := share.problem()) is not None:
+                raise ShareUnavailable(problem)
+        yield
