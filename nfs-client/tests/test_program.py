@@ -152,11 +152,11 @@ def freeze(place: Path, thaw: ExitStack) -> None:
 
 
 def test_n28_a_server_that_hangs_holds_up_only_its_own_claims(
+    frozen: tuple[Path, ExitStack],  # first: it is unmounted when the program has ended
     cluster: Sandbox,
     start: Started,
     share: Path,
     share_entry: Any,
-    frozen: tuple[Path, ExitStack],
 ) -> None:
     place, thaw = frozen
     program = start(

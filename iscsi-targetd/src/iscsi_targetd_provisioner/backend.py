@@ -119,9 +119,14 @@ class Backend(ABC):
     """Whether ``exports`` knows who is logged in: where it does not, nobody's access is taken away
     while the volume is there, since it may be in use."""
 
+    @property
     @abstractmethod
+    def configured_pools(self) -> Collection[str]:
+        """The pools that the configuration names; none: all that the host has."""
+
     def may_use(self, pool: str) -> bool:
         """Whether the configuration lets us make volumes in a pool."""
+        return not self.configured_pools or pool in self.configured_pools
 
     @abstractmethod
     def pools(self, deadline: Deadline) -> list[Pool]:

@@ -83,8 +83,9 @@ class Fleet:
             if not may:
                 names = ", ".join(server.name for server in servers)
                 raise Infeasible(f"pool {asked.wanted_pool} is not one that {names} may use")
-            if len(servers) == 1:
-                return Place(servers[0], asked.wanted_pool)
+        if len(servers) == 1 and (only := _only_pool(servers[0], asked)):
+            # To be told that it is too small is for the call that fills it.
+            return Place(servers[0], only)
         pools = self.pools(asked, deadline)
         best = max(pools, key=lambda entry: entry[1].free, default=None)
         # With one pool, what is there is found when it is made again, unless it has filled it.
@@ -136,6 +137,14 @@ class Fleet:
             for server in self._candidates(asked)
             for volume in server.backend.find(name, deadline)
         ]
+
+
+def _only_pool(server: Server, asked: IscsiTargetdParameters) -> str:
+    """The pool if there is nothing to choose; empty if the host has to be asked."""
+    if asked.wanted_pool:
+        return asked.wanted_pool
+    only, *others = server.backend.configured_pools or [""]
+    return only if not others and asked.thin in (None, "/" in only) else ""
 
 
 def _wish(asked: IscsiTargetdParameters) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from external_storage import Deadline, Infeasible, Owner, ProvisionerError, ProvisioningFailed
@@ -63,8 +63,9 @@ class LioSsh(Backend):
             observe=observe,
         )
 
-    def may_use(self, pool: str) -> bool:
-        return pool in self._pools
+    @property
+    def configured_pools(self) -> Collection[str]:
+        return self._pools
 
     def pools(self, deadline: Deadline) -> list[Pool]:
         found = self._ask("pools", {"pools": list(self._pools.items())}, deadline)

@@ -7,7 +7,7 @@ does not like in a handful of codes: a state that is the wanted one is a success
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NoReturn
 
 from external_storage import (
@@ -71,8 +71,9 @@ class Targetd(Backend):
         self._exporting = threading.Lock()
         """Between looking for a LUN and having it."""
 
-    def may_use(self, pool: str) -> bool:
-        return not self._pools or pool in self._pools
+    @property
+    def configured_pools(self) -> Collection[str]:
+        return self._pools
 
     def pools(self, deadline: Deadline) -> list[Pool]:
         found = {
