@@ -142,7 +142,7 @@ def test_a_mount_in_a_deleted_directory_is_not_entered(
         assert "another file system is mounted here" in (directories.trash_problem() or "")
     finally:
         for path in export.point.rglob("mount"):
-            run("umount", path)
+            run("umount", "-l", path)
 
 
 def test_a_directory_that_cannot_be_moved_is_told_and_left_whole(disk: Disk) -> None:

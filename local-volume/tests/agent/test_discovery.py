@@ -167,7 +167,7 @@ def test_a_disk_in_use_is_not_offered_until_it_is_free(node: Any, tmp_path: Path
     node.agent.start()
     node.wait_state("d", "Busy")
     assert node.volumes() == {}
-    subprocess.run(["umount", str(tmp_path / "m")], check=True)
+    subprocess.run(["umount", "--lazy", str(tmp_path / "m")], check=True)
     node.volume("d")
 
 
@@ -192,7 +192,7 @@ def test_a_missing_disk_is_told_once_and_its_volume_stays(node: Any) -> None:
     mounted = node.tmpfs("m")
     node.agent.start()
     node.bind("m")
-    subprocess.run(["umount", str(mounted)], check=True)
+    subprocess.run(["umount", "--lazy", str(mounted)], check=True)
     node.wait_state("m", "Missing")
     event = node.wait_event("Missing")
     assert "nothing is mounted" in event.message

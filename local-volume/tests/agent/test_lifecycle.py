@@ -231,7 +231,7 @@ def test_an_unmounted_file_system_is_not_clean(node: Any) -> None:
     node.agent.start()
     old = node.bind("m")
     (mounted / "file").write_text("the user's")
-    subprocess.run(["umount", str(mounted)], check=True)
+    subprocess.run(["umount", "--lazy", str(mounted)], check=True)
     node.wait_state("m", "Missing")
     node.release("m")
     node.wait_phase("m", "Released")
