@@ -50,6 +50,19 @@ def test_a_command_that_hangs_is_given_up(guest: Guest) -> None:
     guest.run("pkill -f 'sleep 1234'")
 
 
+def test_what_a_command_waits_for_in_the_kernel_is_told(guest: Guest) -> None:
+    disk = guest.add_disk()
+    device = guest.path(disk)
+    guest.run(f"mkfs.ext4 -q {device} && mkdir -p /mnt/frozen && mount {device} /mnt/frozen")
+    guest.run("fsfreeze --freeze /mnt/frozen")
+    with pytest.raises(
+        GuestError, match=r"(?s)tasks that wait .* touch\n.*sb_start_write|mnt_want"
+    ):
+        guest.run("touch /mnt/frozen/file", timeout_s=5)
+    guest.run("fsfreeze --unfreeze /mnt/frozen && umount /mnt/frozen")
+    guest.remove_disk(disk)
+
+
 def test_its_clock_is_the_hosts(guest: Guest) -> None:
     before = time.time()
     inside = float(guest.run("date +%s.%N"))

@@ -16,6 +16,15 @@ from external_storage.testing.processes import ProcessGroup
 
 _POLL_S: Final = 0.02
 _NAME: Final = "guest"
+_BLOCKED_LIMIT_S: Final = 60.0
+# Those that no signal reaches, with what they are in; and the end of what the kernel says.
+_BLOCKED: Final = """
+cd /proc
+for task in [0-9]*/task/[0-9]*; do
+  grep -qs '^State:.D' $task/status && echo "$task $(cat $task/comm)" && cat $task/stack
+done
+dmesg | tail -n 30
+"""
 
 
 class Ssh:
@@ -81,7 +90,8 @@ class Ssh:
         except subprocess.TimeoutExpired as error:
             said = ((error.stderr or b"") + (error.stdout or b"")).decode(errors="replace")
             raise GuestError(
-                f"in the guest, `{command}` has not ended after {limit_s:g} s: {said[-2048:]}"
+                f"in the guest, `{command}` has not ended after {limit_s:g} s: {said[-2048:]}\n"
+                f"{self._blocked()}"
             ) from None
         # 255 may be the command's own; then the connection is still there.
         if done.returncode == 255 and not self.connected():
@@ -134,6 +144,19 @@ class Ssh:
             raise GuestError(f"cannot copy {remote} of the guest to {local}: {words}")
 
     # -- inside
+
+    def _blocked(self) -> str:
+        """What the guest's tasks wait for in the kernel, for who finds out why one does not end."""
+        try:
+            done = subprocess.run(
+                self.argv([_BLOCKED]),
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                timeout=_BLOCKED_LIMIT_S,
+            )
+        except subprocess.TimeoutExpired:
+            return "nor does it say what it waits for"
+        return f"the tasks that wait in its kernel:\n{done.stdout.decode(errors='replace')}"
 
     def _options(self, port: int) -> list[str]:
         return [
