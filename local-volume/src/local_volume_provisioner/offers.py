@@ -71,7 +71,7 @@ class Offers:
             candidate = view.candidate
             assert candidate is not None  # else it would not have been decided to offer it
             found = self._classes.get(candidate.class_config.name)
-            if candidate.kind is Kind.DEVICE and (why := _why_not_free(candidate, view.record)):
+            if candidate.kind is Kind.DEVICE and (why := why_not_free(candidate, view.record)):
                 outcomes[view.path] = Decision(Action.NOTHING, State.BUSY, why)
                 continue
             if found is None:
@@ -136,9 +136,11 @@ class Offers:
         return made
 
 
-def _why_not_free(candidate: Candidate, record: Record | None) -> str:
-    # What was a volume before has been cleaned, in whatever way its class says.
-    return guard.why_in_use(candidate) or ("" if record else guard.why_anothers(candidate))
+def why_not_free(candidate: Candidate, record: Record | None) -> str:
+    """What keeps a device that discovery takes for free from being offered; empty: nothing."""
+    # What was a volume before has been cleaned, in whatever way its class says. Of anything else
+    # the content is asked first: who is about to use a volume group would find its disk taken.
+    return ("" if record else guard.why_anothers(candidate)) or guard.why_in_use(candidate)
 
 
 def _has_done_nothing(error: Exception) -> bool:

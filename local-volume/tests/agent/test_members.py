@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import zlib
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+from local_volume_provisioner.config import ClassConfig, VolumeMode
+from local_volume_provisioner.mounts import MountTable
+from local_volume_provisioner.offers import why_not_free
+from local_volume_provisioner.scan import Scanner
 
 MIB = 1 << 20
 SECTOR = 512
@@ -40,6 +47,24 @@ def test_a_disk_of_something_that_is_not_in_use_now_is_not_offered(
     subprocess.run(["wipefs", "--all", "--quiet", disk.path], check=True)
     node.link("wake", "/dev/null")
     node.volume("d")
+
+
+def test_whoever_activates_what_a_disk_is_part_of_does_not_find_it_taken(
+    disks: Any, tmp_path: Path
+) -> None:
+    """The agent looks every few seconds: an exclusive open of it, however short, makes an lvcreate
+    of its admin fail now and then."""
+    disk = disks.disk("a", 32 * MIB)
+    disk.write(physical_volume(), SECTOR)
+    (tmp_path / "d").symlink_to(disk.path)
+    place = str(tmp_path)
+    kind = ClassConfig(name="c", host_dir=place, mount_dir=place, mode=VolumeMode.BLOCK)
+    [[candidate]] = Scanner().scan({"c": kind}, MountTable.read()).candidates.values()
+    admin = os.open(disk.path, os.O_RDONLY | os.O_EXCL)
+    try:
+        assert "LVM2_member" in why_not_free(candidate, None)
+    finally:
+        os.close(admin)
 
 
 def test_a_partition_is_offered_beside_its_disk_whatever_their_names(node: Any) -> None:

@@ -93,15 +93,16 @@ def why_in_use(found: Candidate) -> str:
         descriptor = os.open(found.mount_path, flags)
     except OSError as error:
         return _why_not_opened(error)
+    number = os.fstat(descriptor).st_rdev
+    # At once: whoever wants it for something else at this moment is refused for our sake.
+    os.close(descriptor)
+    if number != found.number:
+        return "it leads to another device now"
     try:
-        if os.fstat(descriptor).st_rdev != found.number:
-            return "it leads to another device now"
-        loops = devices.loops_over({found.number, *devices.read(found.number).partitions})
-        return f"it is in use through {', '.join(loops)}" if loops else ""
+        loops = devices.loops_over({number, *devices.read(number).partitions})
     except OSError as error:
         return f"it cannot be looked at: {error.strerror}"
-    finally:
-        os.close(descriptor)
+    return f"it is in use through {', '.join(loops)}" if loops else ""
 
 
 def why_anothers(found: Candidate) -> str:
@@ -124,7 +125,9 @@ def why_anothers(found: Candidate) -> str:
         return f"what is on it cannot be found out: blkid: {words}"
     kind = done.stdout.strip()
     return (
-        f"it is a {kind}, of something that is not in use now; wipefs makes it free" if kind else ""
+        f"it is a {kind}, part of something else; if that is no longer wanted, wipefs makes it free"
+        if kind
+        else ""
     )
 
 
