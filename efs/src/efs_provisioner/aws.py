@@ -77,7 +77,6 @@ class FileSystemFacts:
     state: str
     zone: str
     """Its availability zone, of a One Zone file system; empty for a regional one."""
-    name: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,7 +188,6 @@ class Aws:
             id=found["FileSystemId"],
             state=found["LifeCycleState"],
             zone=found.get("AvailabilityZoneName") or "",
-            name=found.get("Name") or "",
         )
 
     def mount_targets(self, file_system: str) -> list[MountTarget]:
