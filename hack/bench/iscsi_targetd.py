@@ -176,11 +176,9 @@ def exports(host: StorageHost, count: int) -> dict[str, float]:
     }
 
 
-def claims(host: StorageHost, box: Sandbox, count: int, *, named: bool) -> dict[str, float]:
-    # ext4: xfs needs volumes of 300 MiB. A class that leaves the pool to us has the space of all
-    # pools looked at before each volume, which costs two more commands of LVM.
-    parameters = {"initiators": INITIATOR, "fsType": "ext4", **({"pool": GROUP} if named else {})}
-    storage_class = box.storage_class("-named" if named else "-any", parameters=parameters)
+def claims(host: StorageHost, box: Sandbox, count: int) -> dict[str, float]:
+    # ext4: xfs needs volumes of 300 MiB.
+    storage_class = box.storage_class(parameters={"initiators": INITIATOR, "fsType": "ext4"})
     single, bare, in_turn, at_once = [], [], [], []
     for _ in range(ROUNDS):
         took = [one(box, name, storage_class) for name in fresh("claim", count)]
@@ -220,9 +218,7 @@ def together(box: Sandbox, names: list[str], storage_class: StorageClass) -> flo
     return time.monotonic() - began
 
 
-def with_program(
-    host: StorageHost, directory: Path, count: int, *, named: bool
-) -> dict[str, float]:
+def with_program(host: StorageHost, directory: Path, count: int) -> dict[str, float]:
     command = (sys.executable, "-m", "iscsi_targetd_provisioner")
     servers = directory / "servers.yaml"
     servers.write_text(host.config())
@@ -237,7 +233,7 @@ def with_program(
         box = Sandbox(api=api, namespace="default", provisioner=program.name, limit_s=LIMIT_S)
         program.start()
         try:
-            return claims(host, box, count, named=named)
+            return claims(host, box, count)
         finally:
             program.kill()
             api.close()
@@ -246,13 +242,11 @@ def with_program(
 def main() -> None:
     parser = argparse.ArgumentParser(prog="hack/bench/run iscsi-targetd", description=__doc__)
     parser.add_argument("--claims", type=int, default=8, help="of each round")
-    parser.add_argument("--any-pool", action="store_true", help="the class names no pool")
     parser.add_argument("--json", action="store_true", help="one line of JSON")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as text, Guest(name="bench") as guest:
         host = StorageHost(guest, Path(text))
-        result = exports(host, given.claims)
-        result |= with_program(host, Path(text), given.claims, named=not given.any_pool)
+        result = exports(host, given.claims) | with_program(host, Path(text), given.claims)
     if given.json:
         print(json.dumps(result))
     else:

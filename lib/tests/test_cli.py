@@ -9,7 +9,15 @@ import click
 import pytest
 
 from external_storage import NoParameters, ProvisioningFailed, Settings, run
-from external_storage.cli import EXIT_FAILED, EXIT_OK, Command, Commands, connected, print_table
+from external_storage.cli import (
+    EXIT_FAILED,
+    EXIT_OK,
+    Command,
+    Commands,
+    connected,
+    print_found,
+    print_table,
+)
 from external_storage.kube.types import PersistentVolume
 from external_storage.provisioner import ProvisionedVolume, Provisioner, ProvisionRequest
 from external_storage.testing import ControlPlane
@@ -144,6 +152,13 @@ def test_a_word_that_is_no_command_is_refused(capsys: pytest.CaptureFixture[str]
     assert code == 2
     assert "unexpected extra argument (orphan)" in errors
     assert "--help" in errors
+
+
+def test_what_was_found_is_shown_and_is_the_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
+    assert print_found("left behind", ("name",), []) == EXIT_OK
+    assert capsys.readouterr().out == "nothing found\n"
+    assert print_found("left behind", ("name",), [("one",)]) == EXIT_FAILED
+    assert capsys.readouterr().out == "left behind:\nname\none\n"
 
 
 def test_a_client_is_given_by_the_settings(

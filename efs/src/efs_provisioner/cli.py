@@ -17,7 +17,15 @@ from efs_provisioner.doctor import Finding, examine
 from efs_provisioner.inventory import Item, opened
 from efs_provisioner.settings import EfsSettings
 from external_storage import ProvisionerError
-from external_storage.cli import EXIT_FAILED, EXIT_OK, Command, Commands, connected, print_table
+from external_storage.cli import (
+    EXIT_FAILED,
+    EXIT_OK,
+    Command,
+    Commands,
+    connected,
+    print_found,
+    print_table,
+)
 from external_storage.kube.errors import KubeError
 
 _MARKS: Final = {True: "ok", False: "FAILED", None: "-"}
@@ -37,9 +45,9 @@ def _row(finding: Finding) -> tuple[str, str, str]:
 def _orphans(settings: EfsSettings, delete: bool) -> int:
     with connected(settings) as client, opened(settings, client) as inventory:
         found = inventory.orphans()
-        _print(found, "no volume leads to these")
+        code = _print(found, "no volume leads to these")
         if not delete:
-            return EXIT_FAILED if found else EXIT_OK
+            return code
         kept = 0
         for item in found:
             try:
@@ -55,8 +63,7 @@ def _orphans(settings: EfsSettings, delete: bool) -> int:
 def _missing(settings: EfsSettings) -> int:
     with connected(settings) as client, opened(settings, client) as inventory:
         found = inventory.missing()
-    _print(found, "these volumes lead to nothing")
-    return EXIT_FAILED if found else EXIT_OK
+    return _print(found, "these volumes lead to nothing")
 
 
 COMMANDS: Final[Commands] = {
@@ -86,10 +93,6 @@ COMMANDS: Final[Commands] = {
 }
 
 
-def _print(items: Sequence[Item], what: str) -> None:
-    if not items:
-        click.echo("nothing found")
-        return
-    click.echo(f"{what}:")
-    heads = ("file system", "what", "volume", "path")
-    print_table(heads, [(item.file_system, item.name, item.volume, item.path) for item in items])
+def _print(items: Sequence[Item], what: str) -> int:
+    rows = [(item.file_system, item.name, item.volume, item.path) for item in items]
+    return print_found(what, ("file system", "what", "volume", "path"), rows)

@@ -91,6 +91,16 @@ def print_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         click.echo("  ".join(cells).rstrip())
 
 
+def print_found(what: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
+    """The table of what a command has found, below ``what`` it is; the exit code that says so."""
+    if not rows:
+        click.echo("nothing found")
+        return EXIT_OK
+    click.echo(f"{what}:")
+    print_table(heads, rows)
+    return EXIT_FAILED
+
+
 Commands = Mapping[str, Command[Any] | click.Command]
 """By name; one that needs no settings is a click command."""
 

@@ -12,7 +12,7 @@ from typing import Final
 
 import click
 
-from external_storage.cli import EXIT_FAILED, EXIT_OK, Command, Commands, connected, print_table
+from external_storage.cli import EXIT_OK, Command, Commands, connected, print_found
 from nfs_client_provisioner.inventory import Item, opened
 from nfs_client_provisioner.settings import NfsClientSettings
 
@@ -20,9 +20,9 @@ from nfs_client_provisioner.settings import NfsClientSettings
 def _orphans(settings: NfsClientSettings, forget: bool) -> int:
     with connected(settings) as client, opened(settings, client) as inventory:
         found = inventory.orphans()
-        _print(found, "no PersistentVolume leads to these")
+        code = _print(found, "no PersistentVolume leads to these")
         if not forget:
-            return EXIT_FAILED if found else EXIT_OK
+            return code
         for item in found:
             click.echo(f"{item.volume}: {inventory.forget(item)}")
     return EXIT_OK
@@ -31,8 +31,7 @@ def _orphans(settings: NfsClientSettings, forget: bool) -> int:
 def _missing(settings: NfsClientSettings) -> int:
     with connected(settings) as client, opened(settings, client) as inventory:
         found = inventory.missing()
-    _print(found, "the directories of these volumes are not there")
-    return EXIT_FAILED if found else EXIT_OK
+    return _print(found, "the directories of these volumes are not there")
 
 
 COMMANDS: Final[Commands] = {
@@ -52,13 +51,9 @@ COMMANDS: Final[Commands] = {
 }
 
 
-def _print(items: Sequence[Item], what: str) -> None:
-    if not items:
-        click.echo("nothing found")
-        return
-    click.echo(f"{what}:")
+def _print(items: Sequence[Item], what: str) -> int:
     rows = [
         (i.place.server, i.place.path, "" if i.is_there else "(gone)", i.volume, i.claim)
         for i in items
     ]
-    print_table(("server", "directory", "", "volume", "claim"), rows)
+    return print_found(what, ("server", "directory", "", "volume", "claim"), rows)
